@@ -1,0 +1,76 @@
+"""The networks of the benchmarks: small, with dropout where their papers have it."""
+
+from torch import Tensor, nn
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions and two dense layers, for grey images of any size: `[N, C, H, W]` -> logits `[N, K]`.
+
+    Dropout after the pooling and before the last layer, as in the LeNet of Ovadia et al. (2019).
+    """
+
+    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.25) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(rate),
+            nn.Linear(32 * (side // 2) ** 2, 64),
+            nn.ReLU(),
+            nn.Dropout(rate),
+            nn.Linear(64, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class ResNet20(nn.Module):
+    """The CIFAR ResNet of 20 layers (He et al. 2016, CVPR, section 4.2), with dropout before the last layer."""
+
+    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.1) -> None:
+        super().__init__()
+        widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
+        blocks = [
+            Block(before if index == 0 else width, width, stride if index == 0 else 1)
+            for before, width, stride in widths
+            for index in range(3)
+        ]
+        self.stem = nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(rate), nn.Linear(64, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.blocks(self.stem(images)))
+        return logits
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut (1 x 1 where the shape changes)."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(before, width, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        changes = stride != 1 or before != width
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            if changes
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = (self.branch(x) + self.shortcut(x)).relu()
+        return out

@@ -1,0 +1,125 @@
+"""The command line: `bayesguard evaluate predictions.npz`, `bayesguard benchmark shift`."""
+
+import math
+import operator
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import bayesguard as bg
+from bayesguard.errors import BadInput, BayesguardError
+
+app = typer.Typer(
+    help="Find out whether a model's confidence can be believed.", no_args_is_help=True, add_completion=False
+)
+benchmark = typer.Typer(help="Benchmarks that anyone can run.", no_args_is_help=True)
+app.add_typer(benchmark, name="benchmark")
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 a threshold was crossed, 2 bad input (one line on stderr)."""
+    given = None if arguments is None else list(arguments)
+    try:
+        sys.exit(app(args=given, prog_name="bayesguard", standalone_mode=False) or 0)
+    except (BayesguardError, OSError, ImportError) as error:
+        _refuse(str(error))
+    except Exception as error:
+        # Usage errors are typer's own, in whichever copy of click it carries.
+        if not hasattr(error, "format_message"):
+            raise
+        _refuse(error.format_message() or "give a command; --help lists them")
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"bayesguard: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"bayesguard {bg.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="A .npz, .csv or .parquet file.")],
+    targets: Annotated[str | None, typer.Option(help="Array or column of the targets.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Array or column of group labels.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="A metric; may be repeated.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers.")] = None,
+    fail_if: Annotated[list[str] | None, typer.Option(help='Such as "ece>0.05"; may be repeated.')] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
+) -> None:
+    """Evaluate predictions kept in a file: probabilities or logits with labels, or real predictions with targets."""
+    from bayesguard.metrics.registry import specs_for
+    from bayesguard.tables import read_predictions
+
+    limits = [_limit(text) for text in fail_if or []]
+    predictive, truth, labels = read_predictions(predictions, targets, groups)
+    chosen = metric or [spec.name for spec in specs_for(predictive)]
+    names = list(dict.fromkeys([*chosen, *(name for name, _, _ in limits)]))
+    evaluation = bg.evaluate(predictive, truth, groups=labels, metrics=names, seed=seed)
+    print(evaluation.table())
+    if json is not None:
+        evaluation.to_json(json)
+    if html is not None:
+        evaluation.to_html(html, title=predictions.name)
+    crossed = [
+        f"{name}{sign}{limit:g} (it is {value:.4g})"
+        for name, sign, limit in limits
+        # A number that is undefined keeps no promise.
+        if math.isnan(value := evaluation.value(name)) or _OPERATORS[sign](value, limit)
+    ]
+    if crossed:
+        print(f"crossed: {', '.join(crossed)}")
+        raise typer.Exit(1)
+
+
+def _limit(text: str) -> tuple[str, str, float]:
+    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+.\deE]+)\s*", text)
+    try:
+        if match is None:
+            raise ValueError
+        return match[1], match[2], float(match[3])
+    except ValueError:
+        raise BadInput(
+            f'--fail-if has {text!r}; write a metric, one of > >= < <= and a number, as "ece>0.05"'
+        ) from None
+
+
+@benchmark.command()
+def shift(
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")] = "digits",
+    method: Annotated[list[str] | None, typer.Option(help="A method; may be repeated. All by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    seed: Annotated[int, typer.Option(help="Of the split, the networks, the shifts and the intervals.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
+) -> None:
+    """Calibration on shifted data, before and after temperature scaling."""
+    from bayesguard.benchmarks.shift import METHODS, run
+
+    run(data, methods=method or list(METHODS), device=device, out=out, seed=seed, epochs=epochs, limit=limit)

@@ -1,0 +1,530 @@
+"""Evaluation: a predictor against data, clean and shifted, every number with its interval."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+
+from bayesguard.checks import as_tensor, check_count, check_finite, check_level
+from bayesguard.data import Batch, is_one_shot
+from bayesguard.errors import BadInput, BadType
+from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
+from bayesguard.metrics.functional.binned import ReliabilityBins, wilson_interval
+from bayesguard.metrics.functional.calibration import bins_of
+from bayesguard.metrics.functional.inputs import top_label
+from bayesguard.metrics.functional.selective import RiskCoverage, risk_coverage
+from bayesguard.metrics.registry import EVALUATION_METRICS, MetricSpec, Scores, kind_of, specs_for
+from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictor import Predictor
+from bayesguard.sampling import derive_seed, stream
+from bayesguard.shift import suite
+
+CLEAN = "clean"
+MEAN = "mean"
+NUM_RESAMPLES = 1000
+
+
+class AnyShift(Protocol):
+    """What a shift has to have: those of `bayesguard.shift`, or one's own."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+
+    @property
+    def severity(self) -> float:
+        """Its place on the axis of its kind, above 0."""
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return shifted inputs of the same rows."""
+
+
+class Result(NamedTuple):
+    """One number with its interval: a metric on clean data, on one shift, or the mean over shifts of a severity."""
+
+    shift: str
+    severity: float
+    group: str | None
+    metric: str
+    value: float
+    lower: float
+    upper: float
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        results: Every number; shift "clean" has severity 0, shift "mean" is the mean over shifts of a severity.
+        reliability: Reliability bins by severity, shifts of a severity pooled (class predictions only): of the confidence
+            in the answer, or for yes or no of the probability of yes. Intervals are Wilson's.
+        risk: Risk-coverage curve of the clean data (class predictions only).
+        doubt: Total uncertainty in nats of right and of wrong answers, by severity (class predictions only).
+        meta: Name of the predictor's class, kind of target, seed, level of the intervals, number of resamples, versions.
+    """
+
+    results: tuple[Result, ...] = field(repr=False)
+    meta: dict[str, Any]
+    reliability: dict[float, ReliabilityBins] = field(default_factory=dict, repr=False)
+    risk: RiskCoverage | None = field(default=None, repr=False)
+    doubt: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics, in order."""
+        return list(dict.fromkeys(result.metric for result in self.results))
+
+    @property
+    def severities(self) -> list[float]:
+        """Severities in rising order; 0 is the clean data."""
+        return sorted({result.severity for result in self.results})
+
+    def result(self, metric: str, severity: float = 0, shift: str | None = None, group: str | None = None) -> Result:
+        """Return one number with its interval.
+
+        Raises:
+            BadInput: There is no such number; the message says what there is.
+        """
+        name = shift or (MEAN if severity else CLEAN)
+        for result in self.results:
+            if (result.metric, result.severity, result.shift, result.group) == (metric, severity, name, group):
+                return result
+        raise BadInput(
+            f"no result for metric={metric!r}, severity={severity}, shift={name!r}, group={group!r}; there are metrics "
+            f"{', '.join(self.metrics)} at severities {', '.join(f'{s:g}' for s in self.severities)}"
+        )
+
+    def value(self, metric: str, severity: float = 0, shift: str | None = None) -> float:
+        """Return one number without its interval."""
+        return self.result(metric, severity, shift).value
+
+    def worst_group(self, metric: str) -> Result:
+        """Return the group with the worst value of a metric; groups where it is undefined are passed over.
+
+        Raises:
+            BadInput: No groups, or a metric that is neither better nor worse when larger.
+        """
+        rows = [result for result in self.results if result.metric == metric and result.group is not None]
+        if not rows:
+            raise BadInput(f"the evaluation has no groups with {metric!r}; pass groups= to evaluate")
+        direction = EVALUATION_METRICS[metric].direction
+        if direction == "none":
+            raise BadInput(f"{metric} has no worst group: more of it is neither better nor worse")
+        defined = [result for result in rows if not math.isnan(result.value)] or rows
+        return (min if direction == "higher" else max)(defined, key=lambda result: result.value)
+
+    def table(self) -> str:
+        """Return a table for the terminal: clean data, severities and groups by metrics, with intervals.
+
+        Under it the worst group by each metric is named. The worst of many looks worse than it is, since chance helps
+        to pick it: read its interval.
+        """
+        text = combined_table({"": self})
+        if any(result.group is not None for result in self.results):
+            judged = [metric for metric in self.metrics if EVALUATION_METRICS[metric].direction != "none"]
+            worst = [f"{EVALUATION_METRICS[metric].label}: {self.worst_group(metric).group}" for metric in judged]
+            text += f"\nworst group by {', '.join(worst)}"
+        return text
+
+    def to_frame(self) -> Any:
+        """Return the results as a pandas DataFrame.
+
+        Raises:
+            ImportError: pandas is not installed; `pip install "bayesguard[tables]"` brings it.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError('to_frame needs pandas: pip install "bayesguard[tables]"') from error
+        return pandas.DataFrame(self.results, columns=list(Result._fields))
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Return the results as JSON, and write them to `path` if one is given; NaN and infinity are null."""
+        return to_json({"meta": self.meta, "results": [result._asdict() for result in self.results]}, path)
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Return a matplotlib figure of the evaluation, and save it to `path` if one is given."""
+        from bayesguard import plots
+
+        figure = plots.overview(self)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def to_html(self, path: str | Path, title: str = "Evaluation") -> None:
+        """Write one self-contained HTML page."""
+        from bayesguard import report
+
+        report.to_html({"predictions": self}, path, title=title)
+
+
+def evaluate(
+    predictor: Predictor | Predictive,
+    data: Any,
+    *,
+    metrics: Sequence[str] | None = None,
+    shifts: str | Sequence[AnyShift] | None = None,
+    groups: object = None,
+    confidence_level: float = 0.95,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Evaluation:
+    """Evaluate predictions against data, clean and shifted.
+
+    Every number has a reverse-percentile ("basic") bootstrap interval over examples, the same 1,000 resamples for all
+    of them, clipped to the values that the metric can have. The calibration error of bins is biased upwards, and each
+    resample shifts it upwards once more: a percentile interval would double the bias, this one takes it off again. (It
+    is no test of perfect calibration: where the true error is 0, its lower end lies above 0 about half of the time.) At
+    each severity the mean over shifts has an interval for which all shifts see the same resampled examples.
+
+    Args:
+        predictor: A predictor with `data` as in `Predictor.predict`, or a Predictive with `data` its targets.
+        data: Data with targets, or targets.
+        metrics: Names from `metrics.registry.EVALUATION_METRICS`; None for the defaults of the kind of target.
+        shifts: Name of a suite (`shift.suite`) or a list of shifts (see `AnyShift`), applied on the predictor's device to
+            the first positional input of each batch; None for clean data only.
+        groups: A label for each example `[N]`: results for each group of the clean data.
+        confidence_level: Of the intervals.
+        seed: Of the resamples and of the shifts.
+        batch_size: Rows a batch, where `data` holds arrays.
+
+    Raises:
+        BadInput: Unknown metrics, groups of another length or for shuffled data; with shifts, data that can be read
+            once only or that come in another order on the next pass.
+
+    Examples:
+        >>> evaluation = evaluate(Predictive.from_probs([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
+        >>> evaluation.value("accuracy"), round(evaluation.value("ece"), 4)
+        (1.0, 0.15)
+    """
+    check_level(confidence_level, "confidence_level")
+    check_count(seed, "seed", minimum=0)
+    chosen = _chosen_shifts(shifts, seed)
+    if chosen and isinstance(predictor, Predictive):
+        raise BadType("shifts need a predictor, which can be asked again; a Predictive only has its answers")
+    if chosen and is_one_shot(data):
+        raise BadInput("data is an iterator, but shifts read it several times; pass a list of batches or a DataLoader")
+    if groups is not None:
+        check_order(data, "groups")
+    sheet = _Sheet(confidence_level, seed)
+    predictive, targets = predictions(predictor, data, batch_size)
+    specs = specs_for(predictive, None if metrics is None else list(metrics))
+    sheet.add(CLEAN, 0, None, predictive, targets, specs)
+    for label, rows in _groups(groups, len(predictive)):
+        sheet.add(CLEAN, 0, label, predictive[rows], targets[rows], specs)
+    clean = _answers(predictive, targets)
+    pooled = {0.0: clean}
+    for shift in chosen:
+        assert isinstance(predictor, Predictor)
+        shifted, same = predictor.predict_with_targets(data, batch_size=batch_size, transform=_transform(shift, seed))
+        check_same_targets(targets, same)
+        sheet.add(shift.name, shift.severity, None, shifted, same, specs)
+        pooled.setdefault(float(shift.severity), []).extend(_answers(shifted, same))
+    return Evaluation(
+        results=sheet.results(),
+        meta={"name": type(predictor).__name__, **_meta(predictive, confidence_level, seed)},
+        reliability={severity: _bins(parts, confidence_level) for severity, parts in pooled.items() if parts},
+        risk=risk_coverage(clean[0].confidence, 1 - clean[0].right) if clean else None,
+        doubt={severity: _doubt(parts) for severity, parts in pooled.items() if parts},
+    )
+
+
+def predictions(
+    predictor: Predictor | Predictive, data: Any, batch_size: int | None = None
+) -> tuple[Predictive, Tensor]:
+    """Return predictions with their targets, from a predictor and data, or a Predictive and targets."""
+    if isinstance(predictor, Predictive):
+        predictive, targets = predictor.to("cpu"), as_tensor(data, "data").cpu()
+    elif isinstance(predictor, Predictor):
+        predictive, targets = predictor.predict_with_targets(data, batch_size=batch_size)
+    else:
+        raise BadType(
+            f"predictor must be a Predictor or a Predictive, got {type(predictor).__name__}; wrap a network, as by "
+            "bayesguard.Deterministic(network), or arrays, as by bayesguard.Predictive.from_probs(probs)"
+        )
+    if tuple(targets.shape) != tuple(predictive.batch_shape):
+        raise BadInput(
+            f"the targets have shape {tuple(targets.shape)}, but the predictions are for {tuple(predictive.batch_shape)}; "
+            "shapes must match exactly (with a Predictive, data are its targets)"
+        )
+    if len(predictive) == 0:
+        raise BadInput("data has no examples; there is nothing to evaluate")
+    check_finite(targets, "targets")
+    return predictive, targets
+
+
+def check_same_targets(targets: Tensor, again: Tensor) -> None:
+    """Raise BadInput if a further pass gave other targets: pairs would be of different examples."""
+    if targets.shape != again.shape or not torch.equal(targets, again):
+        raise BadInput(
+            "data gave other targets, or another order, on a further pass, and nothing would be paired; use a loader with "
+            "shuffle=False"
+        )
+
+
+def check_order(data: Any, why: str) -> None:
+    """Raise BadInput for a loader that shuffles, where rows have to be in a known order."""
+    if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
+        raise BadInput(f"data is shuffled, and {why} go by the order of its rows; use a loader with shuffle=False")
+
+
+def interval(
+    value: float, resampled: Tensor, confidence_level: float, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float]:
+    """Return the basic interval, widened where it would miss the value itself; NaN for a value that is undefined."""
+    if math.isnan(value):
+        return math.nan, math.nan
+    lower, upper = basic_interval(value, resampled, confidence_level, bounds)
+    return min(lower, value), max(upper, value)
+
+
+class _Cell(NamedTuple):
+    """What is kept of one metric of one set of predictions."""
+
+    shift: str
+    severity: float
+    group: str | None
+    spec: MetricSpec
+    scores: Scores
+
+
+class _Answers(NamedTuple):
+    """Class predictions as the diagrams see them, flat: confidence and whether right, promise and outcome, entropy."""
+
+    confidence: Tensor
+    right: Tensor
+    promised: Tensor
+    outcome: Tensor
+    total: Tensor
+
+
+class _Sheet:
+    """The cells of an evaluation, resampled together at the end."""
+
+    def __init__(self, confidence_level: float, seed: int) -> None:
+        self.confidence_level, self.seed = confidence_level, seed
+        self.cells: list[_Cell] = []
+
+    def add(
+        self,
+        shift: str,
+        severity: float,
+        group: str | None,
+        predictive: Predictive,
+        targets: Tensor,
+        specs: Sequence[MetricSpec],
+    ) -> None:
+        """Keep what the metrics need of some predictions."""
+        for spec in specs:
+            self.cells.append(_Cell(shift, severity, group, spec, spec.scores(predictive, targets)))
+
+    def results(self) -> tuple[Result, ...]:
+        """Return every cell's number, then the means over the shifts of each severity."""
+        values = [cell.scores.value() for cell in self.cells]
+        resampled = self._resample()
+        results = [
+            self._result(cell, value, again) for cell, value, again in zip(self.cells, values, resampled, strict=True)
+        ]
+        return (*results, *self._means(values, resampled))
+
+    def _resample(self) -> list[Tensor]:
+        """Return every cell's values over the resamples; the examples of a group are resampled among themselves."""
+        parts: list[list[Tensor]] = [[] for _ in self.cells]
+        for group in dict.fromkeys(cell.group for cell in self.cells):
+            places = [place for place, cell in enumerate(self.cells) if cell.group == group]
+            count = self.cells[places[0]].scores.num_examples
+            seed = self.seed if group is None else derive_seed(self.seed, "group", group)
+            for weights in bootstrap_weights(count, NUM_RESAMPLES, seed):
+                for place in places:
+                    parts[place].append(self.cells[place].scores.resample(weights))
+        return [torch.cat(part) for part in parts]
+
+    def _means(self, values: list[float], resampled: list[Tensor]) -> list[Result]:
+        together: dict[tuple[float, str], list[int]] = {}
+        for index, cell in enumerate(self.cells):
+            if cell.shift != CLEAN:
+                together.setdefault((cell.severity, cell.spec.name), []).append(index)
+        means = []
+        for (severity, _), places in sorted(together.items()):
+            cell = self.cells[places[0]]._replace(shift=MEAN, severity=severity)
+            value = sum(values[place] for place in places) / len(places)
+            means.append(self._result(cell, value, torch.stack([resampled[place] for place in places]).mean(0)))
+        return means
+
+    def _result(self, cell: _Cell, value: float, resampled: Tensor) -> Result:
+        limits = interval(value, resampled, self.confidence_level, cell.spec.bounds)
+        count = cell.scores.num_examples
+        return Result(cell.shift, cell.severity, cell.group, cell.spec.name, value, *limits, count)
+
+
+def _chosen_shifts(shifts: str | Sequence[AnyShift] | None, seed: int) -> list[AnyShift]:
+    if shifts is None:
+        return []
+    chosen: list[AnyShift] = [*(suite(shifts, seed) if isinstance(shifts, str) else shifts)]
+    seen: set[tuple[str, float]] = set()
+    for shift in chosen:
+        if not (callable(shift) and hasattr(shift, "name") and hasattr(shift, "severity")):
+            raise BadType(
+                f"shifts has a {type(shift).__name__}; a shift is callable and has a name and a severity, as "
+                'bayesguard.shift.Corruption("fog", severity=3)'
+            )
+        if (shift.name, shift.severity) in seen or shift.name in (CLEAN, MEAN) or not shift.severity > 0:
+            raise BadInput(
+                f"shifts has {shift.name!r} at severity {shift.severity:g}; every shift and severity may be there once, "
+                f"severities are above 0, and the names {CLEAN!r} and {MEAN!r} are taken"
+            )
+        seen.add((shift.name, shift.severity))
+    return chosen
+
+
+def _transform(shift: AnyShift, seed: int) -> Callable[[Batch, int], Batch]:
+    """Shift the first input of a batch, with noise that follows its place in the data."""
+
+    def transform(batch: Batch, offset: int) -> Batch:
+        if not batch.inputs:
+            raise BadInput("shifts change the first positional input, and the batches have keyword inputs only")
+        first, *rest = batch.inputs
+        generator = stream(first.device, seed, shift.name, repr(float(shift.severity)), offset)
+        return batch._replace(inputs=(shift(first, generator=generator), *rest))
+
+    return transform
+
+
+def _groups(groups: Any, count: int) -> list[tuple[str, Tensor]]:
+    if groups is None:
+        return []
+    labels = [str(label) for label in (groups.tolist() if hasattr(groups, "tolist") else groups)]
+    if len(labels) != count:
+        raise BadInput(f"groups has {len(labels)} labels for {count} examples; one label an example is needed")
+    return [
+        (name, torch.tensor([index for index, label in enumerate(labels) if label == name]))
+        for name in sorted(set(labels))
+    ]
+
+
+def _answers(predictive: Predictive, targets: Tensor) -> list[_Answers]:
+    """Return what the diagrams need, once; nothing for predictions of numbers, which are neither right nor wrong."""
+    if isinstance(predictive, CategoricalPredictive):
+        confidence, right = top_label(predictive.probs.flatten(0, -2), targets.long().flatten())
+        promised, outcome = confidence, right
+    elif isinstance(predictive, BernoulliPredictive):
+        confidence, right = predictive.confidence.flatten(), (predictive.labels == targets).double().flatten()
+        # As for the calibration error of yes or no: what is promised is the probability of yes.
+        promised, outcome = predictive.probs.flatten(), targets.double().flatten()
+    else:
+        return []
+    return [_Answers(confidence, right, promised, outcome, predictive.uncertainty().total.flatten())]
+
+
+def _bins(parts: list[_Answers], confidence_level: float) -> ReliabilityBins:
+    """Return the bins of several shifts pooled; each shows the same examples, which count once in the intervals."""
+    promised, outcome = (torch.cat([getattr(part, name) for part in parts]) for name in ("promised", "outcome"))
+    bins = bins_of(promised, outcome, 15, "width", confidence_level)
+    count = bins.count / len(parts)
+    limits = wilson_interval(bins.accuracy * count, count, confidence_level)
+    return replace(bins, accuracy_lower=limits[0], accuracy_upper=limits[1])
+
+
+def _doubt(parts: list[_Answers]) -> tuple[Tensor, Tensor]:
+    total, right = (torch.cat([getattr(part, name) for part in parts]) for name in ("total", "right"))
+    return total[right == 1], total[right == 0]
+
+
+def _meta(predictive: Predictive, confidence_level: float, seed: int) -> dict[str, Any]:
+    from bayesguard import __version__
+
+    return {
+        "kind": kind_of(predictive),
+        "num_examples": len(predictive),
+        "confidence_level": confidence_level,
+        "num_resamples": NUM_RESAMPLES,
+        "seed": seed,
+        "bayesguard": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def combined_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return one table of several evaluations for the terminal, with intervals.
+
+    Rows are labels by severity (and group), columns metrics.
+    """
+    metrics = list(dict.fromkeys(metric for evaluation in evaluations.values() for metric in evaluation.metrics))
+    rows = [["", "", *(EVALUATION_METRICS[name].label for name in metrics)]]
+    for label, evaluation in evaluations.items():
+        for place, found in _table_rows(evaluation):
+            cells = [show(found[name]) if name in found else "" for name in metrics]
+            rows.append([label, place, *cells])
+            label = ""
+    columns = [column for column in zip(*rows, strict=True) if any(column)]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip(*columns, strict=True)
+    ]
+    level = next(iter(evaluations.values())).meta["confidence_level"]
+    return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:], "", f"[{level:.0%} bootstrap intervals]"])
+
+
+def _table_rows(evaluation: Evaluation) -> list[tuple[str, dict[str, Result]]]:
+    """Return the rows of a table: clean, groups, then the mean over shifts of each severity."""
+    found: dict[str, dict[str, Result]] = {}
+    for result in evaluation.results:
+        if result.shift == CLEAN:
+            place = CLEAN if result.group is None else f"group {result.group}"
+        elif result.shift == MEAN:
+            place = f"severity {result.severity:g}"
+        else:
+            continue
+        found.setdefault(place, {})[result.metric] = result
+    return list(found.items())
+
+
+def show(result: Result) -> str:
+    """Return "value [lower, upper]" with three decimals, or as many as three digits of it need."""
+    if math.isnan(result.value):
+        return "undefined"
+    scale = max((abs(x) for x in (result.value, result.lower, result.upper) if math.isfinite(x)), default=1.0)
+    if scale == 0 or 0.005 <= scale < 1000:
+        form = ".3f"
+    else:
+        form = ".0f" if 1000 <= scale < 1e6 else ".2e"
+    value, lower, upper = (format(x, form) for x in (result.value, result.lower, result.upper))
+    return f"{value} [{lower}, {upper}]"
+
+
+def to_json(tree: Any, path: str | Path | None = None) -> str:
+    """Return plain values as JSON text, and write it to `path` if one is given."""
+    text = json.dumps(_finite(tree), indent=1, allow_nan=False) + "\n"
+    if path is not None:
+        write_text(path, text)
+    return text
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON does not know by None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

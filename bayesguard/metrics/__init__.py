@@ -1,0 +1,48 @@
+"""Metrics: `functional` for plain tensors, and torchmetrics classes, which are loaded at first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bayesguard.metrics import functional as functional
+
+if TYPE_CHECKING:
+    from bayesguard.metrics.classes import OODAUROC as OODAUROC
+    from bayesguard.metrics.classes import Accuracy as Accuracy
+    from bayesguard.metrics.classes import AreaUnderRiskCoverage as AreaUnderRiskCoverage
+    from bayesguard.metrics.classes import BrierScore as BrierScore
+    from bayesguard.metrics.classes import ClasswiseCalibrationError as ClasswiseCalibrationError
+    from bayesguard.metrics.classes import ContinuousRankedProbabilityScore as ContinuousRankedProbabilityScore
+    from bayesguard.metrics.classes import ErrorAUROC as ErrorAUROC
+    from bayesguard.metrics.classes import ExpectedCalibrationError as ExpectedCalibrationError
+    from bayesguard.metrics.classes import IntervalCoverage as IntervalCoverage
+    from bayesguard.metrics.classes import IntervalWidth as IntervalWidth
+    from bayesguard.metrics.classes import NegativeLogLikelihood as NegativeLogLikelihood
+    from bayesguard.metrics.classes import QuantileCalibrationError as QuantileCalibrationError
+    from bayesguard.metrics.classes import RootMeanSquaredError as RootMeanSquaredError
+
+_CLASSES = (
+    "OODAUROC",
+    "Accuracy",
+    "AreaUnderRiskCoverage",
+    "BrierScore",
+    "ClasswiseCalibrationError",
+    "ContinuousRankedProbabilityScore",
+    "ErrorAUROC",
+    "ExpectedCalibrationError",
+    "IntervalCoverage",
+    "IntervalWidth",
+    "NegativeLogLikelihood",
+    "QuantileCalibrationError",
+    "RootMeanSquaredError",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CLASSES:
+        raise AttributeError(f"module 'bayesguard.metrics' has no attribute {name!r}")
+    # torchmetrics takes seconds to import, and only people who stream need it.
+    return getattr(import_module("bayesguard.metrics.classes"), name)
+
+
+def __dir__() -> list[str]:
+    return ["functional", *_CLASSES]

@@ -1,0 +1,141 @@
+"""What every metric does with what it is handed: checked, flattened, summed in float64."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bayesguard.checks import as_tensor, bad_row, check_finite, check_labels, check_shape
+from bayesguard.errors import BadInput, BadType
+
+# Elements of one float64 intermediate: 32 MB.
+BUDGET = 1 << 22
+
+
+def classified(probs: object, targets: object) -> tuple[Tensor, Tensor]:
+    """Return probabilities `[M, K]` in their own dtype and labels `[M]` of `[N, ..., K]` and `[N, ...]`.
+
+    Raises:
+        BadInput: No rows, rows that are no distribution (with the row), or labels of another shape or out of range.
+        BadType: Probabilities that are not floating point, or labels that are not integers.
+    """
+    values = as_tensor(probs, "probs")
+    if values.dim() < 2 or values.shape[-1] < 2:
+        raise BadInput(
+            f"probs has shape {tuple(values.shape)}; [N, K] with at least two classes is needed "
+            "(for yes or no, stack [1 - p, p])"
+        )
+    _check_floating(values)
+    labels = check_labels(as_tensor(targets, "targets").to(values.device), values.shape[:-1], values.shape[-1])
+    check_rows(values)
+    return values.flatten(0, -2).clamp(0, 1), labels.flatten()
+
+
+def yes_or_no(probs: object, targets: object) -> tuple[Tensor, Tensor]:
+    """Return checked probabilities of yes and 0/1 outcomes, float64, both flat.
+
+    Raises:
+        BadInput: No rows, another shape, probabilities outside 0..1, targets that are neither 0 nor 1.
+    """
+    scores = as_tensor(probs, "probs")
+    outcomes = as_tensor(targets, "targets").to(scores.device)
+    check_shape(outcomes, scores.shape, "targets")
+    _check_floating(scores)
+    check_finite(scores, "probs")
+    slack = _slack(scores)
+    for name, value, bad in (
+        ("probs", scores, (scores < -slack) | (scores > 1 + slack)),
+        ("targets", outcomes, (outcomes != 0) & (outcomes != 1)),
+    ):
+        if bad.any():
+            allowed = "probabilities in 0..1; pass logits through sigmoid() first" if name == "probs" else "0 and 1"
+            raise BadInput(f"{name} has {value[bad][0].item():g} in row {bad_row(bad)}; allowed are {allowed}")
+    return scores.flatten().clamp(0, 1), outcomes.double().flatten()
+
+
+def check_rows(probs: Tensor) -> None:
+    """Raise BadInput unless every row is a distribution: to 1e-3, or to half a unit of bfloat16's last place."""
+    sums, slack = probs.sum(-1, dtype=torch.float64), _slack(probs)
+    low, high = probs.aminmax()
+    # False for NaN as well: what follows says what is wrong, and is needed for nothing else.
+    if bool((low >= -slack) & (high <= 1 + slack) & ((sums - 1).abs() <= sum_slack(probs)).all()):
+        return
+    check_finite(probs, "probs")
+    bad = (probs < -slack).any(-1) | (probs > 1 + slack).any(-1) | ((sums - 1).abs() > sum_slack(probs))
+    if bad.any():
+        raise BadInput(
+            f"probs is no distribution in row {bad_row(bad)}, which sums to {sums[bad][0].item():g}: values must "
+            "lie in 0..1 and sum to 1; pass logits through softmax(-1) first"
+        )
+
+
+def sum_slack(values: Tensor) -> float:
+    """Return by how much a row of probabilities may miss 1: what rounding to its dtype can do, and 1e-3 at least."""
+    return max(1e-3, torch.finfo(values.dtype).eps / 2)
+
+
+def paired(
+    first: object, second: object, name: str, other: str, *, infinite: tuple[str, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return two tensors of exactly one shape as flat float64; those not named in `infinite` must be finite."""
+    a = as_tensor(first, name)
+    b = as_tensor(second, other).to(a.device)
+    if a.dim() == 0 or a.numel() == 0:
+        raise BadInput(f"{name} has shape {tuple(a.shape)}; a metric needs at least one row")
+    check_shape(b, a.shape, other)
+    for value, label in ((a, name), (b, other)):
+        # Intervals may be unbounded; NaN is nothing.
+        check_finite(value.masked_fill(value.isinf(), 0) if label in infinite else value, label)
+    return a.double().flatten(), b.double().flatten()
+
+
+def top_label(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return confidence `[M]` of the most probable class and whether it is right, float64 `[M]`."""
+    confidence, predicted = probs.max(-1)
+    return confidence, (predicted == labels).double()
+
+
+def element_weights(weights: object, like: object, count: int, device: torch.device) -> Tensor | None:
+    """Return the weight of each of `count` elements, float64, from weights `[N]` of the N rows of `like`."""
+    if weights is None:
+        return None
+    rows = len(as_tensor(like, "targets"))
+    values = as_tensor(weights, "weights").to(device)
+    check_shape(values, (rows,), "weights")
+    check_finite(values, "weights")
+    if bool((values < 0).any()) or not bool((values > 0).any()):
+        raise BadInput("weights must not be negative, and not all zero")
+    return values.double().repeat_interleave(count // rows)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean of float64 `values` `[M]`; an infinite value without weight adds nothing."""
+    if weights is None:
+        return values.mean()
+    return (weights * values.where(weights > 0, 0.0)).sum() / weights.sum()
+
+
+def group_sums(index: Tensor, values: Tensor, groups: int) -> Tensor:
+    """Return sums of float64 `values` by group, the same on every run."""
+    if values.device.type == "cpu":
+        return torch.bincount(index, weights=values, minlength=groups)
+    # Weighted counts and scatter_add sum by atomics there, in any order; this sorts first.
+    return values.new_zeros(groups).index_put_((index,), values, accumulate=True)
+
+
+def row_slices(rows: int, width: int) -> Iterator[slice]:
+    """Cut `rows` rows of `width` elements into slices of bounded memory."""
+    step = max(1, BUDGET // max(1, width))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _slack(values: Tensor) -> float:
+    # A softmax or an exp may end a few units of the last place above 1.
+    return max(1e-6, torch.finfo(values.dtype).eps)
+
+
+def _check_floating(values: Tensor) -> None:
+    if values.numel() == 0:
+        raise BadInput(f"probs has shape {tuple(values.shape)}; a metric needs at least one row")
+    if not values.is_floating_point():
+        raise BadType(f"probs must be floating point, got {values.dtype}; labels are no probabilities")

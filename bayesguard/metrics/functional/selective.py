@@ -1,0 +1,170 @@
+"""How well confidence ranks: risk against coverage, and the area under the ROC curve."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayesguard.checks import as_tensor, bad_row, check_finite
+from bayesguard.errors import BadInput
+from bayesguard.metrics.functional.inputs import classified, paired, top_label
+
+
+class RiskCoverage(NamedTuple):
+    """The error rate among the rows kept, for every share of rows kept, float64 `[M]`."""
+
+    coverage: Tensor
+    risk: Tensor
+
+
+def risk_coverage(confidence: object, errors: object) -> RiskCoverage:
+    """Return the risk-coverage curve: the k most confident rows are kept, k = 1..M; ties share their errors evenly.
+
+    Args:
+        confidence: `[M]`, larger is surer.
+        errors: Loss of each row `[M]`: 0/1 for right and wrong, or any loss of at least 0.
+
+    Raises:
+        BadInput: No rows, shapes that differ, NaN or infinity (with the row), negative losses.
+
+    Examples:
+        >>> risk_coverage([0.9, 0.8], [0.0, 1.0]).risk
+        tensor([0.0000, 0.5000], dtype=torch.float64)
+    """
+    sure, losses = _losses(confidence, errors)
+    order = sure.argsort(descending=True, stable=True)
+    starts, ends = _ties(sure[order])
+    totals = _from_zero(losses[order].cumsum(-1))
+    kept = torch.arange(1, len(order) + 1, dtype=torch.float64, device=order.device)
+    within = (kept - starts) / (ends + 1 - starts) * (totals[ends + 1] - totals[starts])
+    return RiskCoverage(kept / len(order), (totals[starts] + within) / kept)
+
+
+def area_under_risk_coverage(confidence: object, errors: object) -> Tensor:
+    """Return the mean risk over all coverages (AURC); lower is better.
+
+    Ties are averaged: it is the mean over all orders of equally confident rows.
+
+    References:
+        Y. Geifman, G. Uziel, R. El-Yaniv (2019). Bias-reduced uncertainty estimation for deep neural classifiers. ICLR.
+
+    Examples:
+        >>> area_under_risk_coverage([0.9, 0.8], [0.0, 1.0]).item()
+        0.25
+    """
+    return risk_coverage(confidence, errors).risk.mean()
+
+
+def area_under_roc(scores: object, positives: object) -> Tensor:
+    """Return the probability that a positive has a larger score than a negative; ties count half.
+
+    Raises:
+        BadInput: Only positives or only negatives: there is nothing to rank.
+
+    References:
+        J. Hanley, B. McNeil (1982). The meaning and use of the area under a ROC curve. Radiology.
+
+    Examples:
+        >>> area_under_roc([0.1, 0.4, 0.4, 0.9], [0, 0, 1, 1]).item()
+        0.875
+    """
+    values, labels = paired(scores, positives, "scores", "positives")
+    bad = (labels != 0) & (labels != 1)
+    if bad.any():
+        raise BadInput(f"positives has {labels[bad][0].item():g} in row {bad_row(bad)}; allowed are 0 and 1")
+    if labels.min() == labels.max():
+        raise BadInput(f"positives are all {int(labels[0])}; the area needs both kinds of rows")
+    return weighted_roc(values, labels, values.new_ones(1, len(values)))[0]
+
+
+def error_auroc(probs: object, targets: object) -> Tensor:
+    """Return the probability that a wrong answer is less confident than a right one; ties count half.
+
+    Args:
+        probs: `[N, ..., K]`.
+        targets: Class labels `[N, ...]`.
+
+    Raises:
+        BadInput: All answers are right, or all wrong: there is nothing to rank.
+
+    References:
+        D. Hendrycks, K. Gimpel (2017). A baseline for detecting misclassified and out-of-distribution examples. ICLR.
+
+    Examples:
+        >>> error_auroc([[0.9, 0.1], [0.6, 0.4]], [0, 1]).item()
+        1.0
+    """
+    confidence, right = top_label(*classified(probs, targets))
+    return area_under_roc(-confidence, 1 - right)
+
+
+def ood_auroc(in_scores: object, out_scores: object) -> Tensor:
+    """Return how well scores tell out-of-distribution rows (larger) from in-distribution ones; ties count half.
+
+    Args:
+        in_scores: `[N]`, of in-distribution rows.
+        out_scores: `[M]`, of the others.
+
+    Raises:
+        BadInput: No rows on one side, NaN or infinity (with the row).
+
+    Examples:
+        >>> ood_auroc([0.1, 0.2], [0.3, 0.2]).item()
+        0.875
+    """
+    inside, outside = as_tensor(in_scores, "in_scores").flatten(), as_tensor(out_scores, "out_scores").flatten()
+    check_finite(inside, "in_scores")
+    check_finite(outside, "out_scores")
+    if not (len(inside) and len(outside)):
+        raise BadInput("in_scores and out_scores need at least one row each")
+    scores = torch.cat([inside.double(), outside.double().to(inside.device)])
+    return area_under_roc(scores, torch.arange(len(scores), device=scores.device) >= len(inside))
+
+
+def weighted_roc(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Return the area for each row of weights `[R, M]`; NaN where all the weight lies on one kind."""
+    order = scores.argsort(stable=True)
+    starts, ends = _ties(scores[order])
+    weights = weights[:, order]
+    positive, negative = weights * labels[order], weights * (1 - labels[order])
+    below = _from_zero(negative.cumsum(-1))
+    won = (positive * (below[:, starts] + below[:, ends + 1]) / 2).sum(-1)
+    return won / (positive.sum(-1) * negative.sum(-1))
+
+
+def weighted_aurc(confidence: Tensor, errors: Tensor, weights: Tensor) -> Tensor:
+    """Return the area under risk-coverage for each row of counts `[R, M]`, as if every row stood there that often.
+
+    A run of ties of mass g after mass m, with errors c before it and at rate r inside, adds the sum over j = 1..g of
+    (c + r j) / (m + j) = r g + (c - r m) (H(m + g) - H(m)), where H are the harmonic numbers.
+    """
+    order = confidence.argsort(descending=True, stable=True)
+    last = _ties(confidence[order])[1].unique_consecutive()
+    weights = weights[:, order]
+    mass = _from_zero(weights.cumsum(-1)[:, last])
+    total = _from_zero((weights * errors[order]).cumsum(-1)[:, last])
+    inside, lost = mass.diff(dim=-1), total.diff(dim=-1)
+    rate = lost / inside.where(inside > 0, 1.0)
+    harmonic = torch.digamma(mass + 1).diff(dim=-1)
+    return (lost + (total[:, :-1] - rate * mass[:, :-1]) * harmonic).sum(-1) / mass[:, -1]
+
+
+def _losses(confidence: object, errors: object) -> tuple[Tensor, Tensor]:
+    sure, losses = paired(confidence, errors, "confidence", "errors")
+    if bool((losses < 0).any()):
+        raise BadInput(
+            f"errors is negative in row {bad_row(losses < 0)}; a loss is at least 0 (0/1 for right and wrong)"
+        )
+    return sure, losses
+
+
+def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each place in a sorted sequence where its run of equal values starts and ends."""
+    _, group, sizes = ordered.unique_consecutive(return_inverse=True, return_counts=True)
+    ends = sizes.cumsum(0) - 1
+    return (ends - sizes + 1)[group], ends[group]
+
+
+def _from_zero(sums: Tensor) -> Tensor:
+    """Put a 0 before running sums over the last axis."""
+    return torch.nn.functional.pad(sums, (1, 0))

@@ -1,0 +1,231 @@
+"""Deep ensembles: networks trained from different starts, and the mixture of what they say.
+
+B. Lakshminarayanan, A. Pritzel and C. Blundell (2017). Simple and scalable predictive uncertainty estimation using
+deep ensembles. NeurIPS. The prediction is the mixture of the members' distributions (section 2.4), never their
+averaged parameters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from bayesguard.adversarial import adversarial_loss
+from bayesguard.checks import check_count
+from bayesguard.data import Batch, bootstrap
+from bayesguard.errors import BadInput, BadType
+from bayesguard.likelihoods import Likelihood
+from bayesguard.posteriors.deterministic import Deterministic
+from bayesguard.predictor import Options, Part, Predictor, check_likelihood, join_inputs, split_inputs
+from bayesguard.sampling import derive_seed, seeded_default_generators
+
+if TYPE_CHECKING:
+    from bayesguard.history import History
+
+Members = Sequence[nn.Module] | Callable[[int], nn.Module]
+
+
+class DeepEnsemble(Predictor):
+    """The equal-weight mixture of several networks, or of several predictors (an ensemble of MC-dropout networks).
+
+    Args:
+        members: A list of trained networks or predictors, or a factory `seed -> network` called once a member, on
+            random streams of the member's own.
+        likelihood: What the outputs say about the target; each member learns its own copy. None for
+            `likelihoods.Categorical()`; members that are predictors keep theirs.
+        num_members: Members that a factory makes.
+        bootstrap: Train each member on a resample of the data of the same size.
+        adversarial_epsilon: Step of the adversarial examples that smooth the training (section 2.3 of the paper,
+            1 % of each feature's range there): a number or a tensor per feature; None for none.
+        joint: Train the members in one vectorised pass: "auto" where they are small and alike, True, or False.
+        n_jobs: Members trained at a time, each in a process of joblib's.
+        options: `output`, `input_key`, `target_key`, `copy`, `seed`: see `Predictor`.
+
+    Raises:
+        BadInput: No members, or two of them with identical parameters.
+
+    Examples:
+        >>> import torch
+        >>> ensemble = DeepEnsemble(lambda seed: torch.nn.Linear(4, 3), num_members=5)
+        >>> ensemble(torch.ones(2, 4)).num_samples
+        5
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        likelihood: Likelihood | None = None,
+        *,
+        num_members: int = 5,
+        bootstrap: bool = False,
+        adversarial_epsilon: float | Tensor | None = None,
+        joint: bool | Literal["auto"] = "auto",
+        n_jobs: int = 1,
+        **options: Unpack[Options],
+    ) -> None:
+        seed = options.get("seed", 0)
+        networks = _make_networks(members, num_members, seed)
+        wrapped = [_wrap(network, likelihood, options, index) for index, network in enumerate(networks)]
+        _check_different(wrapped)
+        # The members are copies already, where copies were asked for.
+        options["copy"] = False
+        super().__init__(nn.ModuleList(wrapped), wrapped[0].likelihood, num_samples=len(wrapped), **options)
+        self.bootstrap, self.adversarial_epsilon = bootstrap, adversarial_epsilon
+        self.joint, self.n_jobs = joint, check_count(n_jobs, "n_jobs")
+        self.network.training = False
+        # The members' likelihoods speak for themselves; a second copy here would be trained by nobody.
+        self.likelihood.requires_grad_(False)
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        paths: Sequence[str | Path],
+        network: nn.Module | Callable[[], nn.Module],
+        likelihood: Likelihood | None = None,
+        **options: Any,
+    ) -> Self:
+        """Build an ensemble from state dicts saved with safetensors, one file a member.
+
+        Args:
+            paths: Files written by `safetensors.torch.save_file(network.state_dict(), path)`.
+            network: The architecture, or a factory of it.
+            likelihood: As for the class.
+            options: As for the class.
+        """
+        return cls([_load_member(path, network) for path in paths], likelihood, **options)
+
+    @property
+    def members(self) -> list[Predictor]:
+        """The members, each a predictor."""
+        return [member for member in self.network.children() if isinstance(member, Predictor)]
+
+    def loss(self, inputs: Any, targets: Tensor, *, num_data: int) -> Tensor:
+        """Return the sum of the members' objectives on one batch: each member gets its own gradient."""
+        losses = [self.member_loss(member, inputs, targets, num_data) for member in self.members]
+        return torch.stack(losses).sum()
+
+    def output_chunks(
+        self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any
+    ) -> Iterator[Tensor]:
+        """Yield the members' raw outputs one after another, `num_samples` draws in all where they are random."""
+        for index, member in enumerate(self.members):
+            own = derive_seed(seed, "member", index)
+            samples = self._member_samples(member, num_samples)
+            yield from member.output_chunks(*inputs, num_samples=samples, seed=own, offset=offset, **kwargs)
+
+    def predictives(self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any) -> Iterator[Part]:
+        """Yield the members' predictives, each member with an equal share of the mixture."""
+        for index, member in enumerate(self.members):
+            own = derive_seed(seed, "member", index)
+            samples = self._member_samples(member, num_samples)
+            for part in member.predictives(*inputs, num_samples=samples, seed=own, offset=offset, **kwargs):
+                yield Part(self._calibrated(part.predictive, "draws"), part.share / len(self.members))
+
+    def draw(self, seed: int) -> nn.Module:
+        """Return one function of one member, both chosen by the seed."""
+        index = derive_seed(seed, "which member") % len(self.members)
+        return self.members[index].draw(seed)
+
+    @property
+    def strategy(self) -> str:
+        strategies = dict.fromkeys(member.strategy for member in self.members)
+        return f"{len(self.members)} members one after another, each: {', '.join(strategies)}"
+
+    def fit(self, data: Any, **settings: Any) -> "History":
+        """Train every member; arguments as in `Predictor.fit`, and a checkpoint file a member.
+
+        The members are trained in one vectorised pass where that pays, otherwise one after another, or `n_jobs` at
+        a time. Their histories are in the result, `history.members`.
+        """
+        from bayesguard.posteriors.ensemble_training import fit_members
+
+        return fit_members(self, data, **settings)
+
+    def member_data(self, data: Any, index: int) -> Any:
+        """Return what member number `index` is trained on."""
+        return bootstrap(data, derive_seed(self.seed, "bootstrap", index)) if self.bootstrap else data
+
+    def member_loss(self, member: Predictor, inputs: Any, targets: Tensor, num_data: int) -> Tensor:
+        """Return one member's objective on one batch, with its adversarial twin where that was asked for."""
+
+        def loss(batch: Batch) -> Tensor:
+            return member.loss(join_inputs(batch), batch.targets, num_data=num_data)  # type: ignore[arg-type]
+
+        batch = Batch(*split_inputs(inputs), targets)
+        if self.adversarial_epsilon is None:
+            return loss(batch)
+        return adversarial_loss(loss, batch, self.adversarial_epsilon)
+
+    def validation_loss(self, data: Any, batch_size: int | None = None) -> float:
+        """Return the mean over members of their NLL per example, in nats."""
+        return sum(member.validation_loss(data, batch_size) for member in self.members) / len(self.members)
+
+    def _member_samples(self, member: Predictor, num_samples: int) -> int:
+        # The ensemble's own number counts its members; a random member then uses its own number of draws.
+        return member.num_samples if num_samples == self.num_samples else max(1, num_samples // len(self.members))
+
+
+def _make_networks(members: Members, num_members: int, seed: int) -> list[nn.Module]:
+    if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
+        raise BadType(
+            "members is one network; an ensemble needs a list of networks, or a factory `seed -> network` "
+            "(copies of one network would all be the same)"
+        )
+    if callable(members) and not isinstance(members, nn.ModuleList):
+        count = check_count(num_members, "num_members")
+        return [_make_network(members, derive_seed(seed, "member", index) % 2**31) for index in range(count)]
+    networks = list(members)
+    if not networks:
+        raise BadInput("members is empty; an ensemble needs at least one network")
+    return networks
+
+
+def _make_network(factory: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    # Most factories initialise from torch's default generator and ignore the seed that they are given.
+    with seeded_default_generators(torch.device("cpu"), seed):
+        return factory(seed)
+
+
+def _wrap(network: nn.Module, likelihood: Likelihood | None, options: Options, index: int) -> Predictor:
+    if isinstance(network, Predictor):
+        if likelihood is not None:
+            raise BadInput(f"members[{index}] is a predictor with a likelihood of its own; leave likelihood out")
+        return deepcopy(network) if options.get("copy", True) else network
+    if not isinstance(network, nn.Module):
+        raise BadType(f"members[{index}] must be a torch.nn.Module or a predictor, got {type(network).__name__}")
+    return Deterministic(network, check_likelihood(likelihood), **options)
+
+
+def _check_different(members: Sequence[Predictor]) -> None:
+    """Refuse members that are copies of one another: their disagreement would be a confident zero."""
+    states = [
+        [tensor for tensor in member.network.state_dict().values() if isinstance(tensor, Tensor)] for member in members
+    ]
+    for later in range(len(states)):
+        for earlier in range(later):
+            if states[later] and _same(states[earlier], states[later]):
+                raise BadInput(
+                    f"members {earlier} and {later} have identical parameters; train each from an initialisation of "
+                    "its own, or pass a factory `seed -> network`"
+                )
+
+
+def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return len(a) == len(b) and all(x.shape == y.shape and torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _load_member(path: str | Path, network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise BadInput(
+            f"checkpoint {str(path)!r} is not a .safetensors file; files that can run code are not read: load it "
+            "yourself and save the state dict with safetensors.torch.save_file"
+        )
+    fresh = deepcopy(network) if isinstance(network, nn.Module) else network()
+    fresh.load_state_dict(load_file(path))
+    return fresh

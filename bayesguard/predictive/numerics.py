@@ -1,0 +1,45 @@
+"""What every predictive needs from arithmetic: float64 where the device has it, and bounded intermediates."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayesguard.checks import as_tensor
+
+# Elements of one float64 intermediate: 4 million are 32 MB, large enough that the Python loop costs nothing.
+BUDGET = 1 << 22
+
+
+def wide(value: Tensor) -> Tensor:
+    """Return `value` in float64, the precision of every sum here (float32 on MPS, which has nothing wider)."""
+    return value.float() if value.device.type == "mps" else value.double()
+
+
+def as_floating(value: object, name: str) -> Tensor:
+    """Return `value` as a tensor of float32 at least: half precision is for networks, not for probabilities."""
+    tensor = as_given(value, name)
+    if not isinstance(value, (Tensor, np.ndarray)):
+        tensor = tensor.to(torch.get_default_dtype())
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def as_given(value: object, name: str) -> Tensor:
+    """Return `value` as a tensor, Python numbers in float64: a level of 0.1 in float32 is another level."""
+    if isinstance(value, (int, float, list, tuple)):
+        # Not torch.as_tensor, which would round to float32 and put it on whatever device is the default.
+        return torch.from_numpy(np.asarray(value)) if np.asarray(value).dtype != object else as_tensor(value, name)
+    return as_tensor(value, name)
+
+
+def slices(total: int, cost: int) -> Iterator[slice]:
+    """Cut `total` rows of `cost` elements each into slices of at most BUDGET elements (one row at least)."""
+    step = max(1, BUDGET // max(cost, 1))
+    for start in range(0, max(total, 1), step):  # no rows make one empty slice, so that shapes and dtypes survive
+        yield slice(start, min(start + step, total))
+
+
+def in_slices(compute: Callable[[slice], Tensor], total: int, cost: int) -> Tensor:
+    """Concatenate `compute(rows)` over the slices of `total` rows."""
+    return torch.cat([compute(rows) for rows in slices(total, cost)])

@@ -1,0 +1,494 @@
+"""Predictor: a network with a way of drawing functions from a posterior; calling it gives a Predictive."""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayesguard.calibration import Calibrator, TemperatureScaling
+from bayesguard.checks import check_count
+from bayesguard.data import Batch, batches, count_rows, is_one_shot, to_device
+from bayesguard.errors import BadInput, BadType, UnsupportedNetwork
+from bayesguard.likelihoods import Categorical, Likelihood
+from bayesguard.predictive import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    Predictive,
+    Reduction,
+    concatenate,
+    mixture,
+)
+from bayesguard.sampling import Forward, Select, check_network, free_memory
+
+if TYPE_CHECKING:
+    from bayesguard.history import History
+
+
+class Part(NamedTuple):
+    """A predictive over some of the draws, and the share of the whole mixture that these draws carry."""
+
+    predictive: Predictive
+    share: float
+
+
+class Options(TypedDict, total=False):
+    """The arguments that every predictor takes."""
+
+    output: Select
+    input_key: str | None
+    target_key: str | None
+    copy: bool
+    seed: int
+
+
+class Predictor(nn.Module, ABC):
+    """Base of every method: what it stores, how it is trained (`loss`), how it draws outputs (`output_chunks`).
+
+    Args:
+        network: Any `nn.Module`; its outputs are raw (logits, a location, ...), examples first. It is copied, so
+            that nothing done here changes the caller's network.
+        likelihood: What the outputs say about the target; None for `likelihoods.Categorical()`.
+        num_samples: Draws from the posterior in one prediction.
+        output: Which part of the network's output to use: a key, an index or a callable; None for all of it.
+        input_key: Key of the inputs in batches that are mappings; None for `(inputs, targets)` batches, or for
+            mappings that carry `labels`, whose other entries are then keyword arguments.
+        target_key: Key of the targets in batches that are mappings.
+        copy: False to work on the given network itself.
+        seed: Seed of this predictor's random numbers. Predictions repeat themselves for the same seed.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood | None = None,
+        *,
+        num_samples: int = 1,
+        output: Select = None,
+        input_key: str | None = None,
+        target_key: str | None = None,
+        copy: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = own_network(network, copy=copy)
+        self.likelihood = deepcopy(check_likelihood(likelihood))
+        self.num_samples = check_count(num_samples, "num_samples")
+        self.output, self.input_key, self.target_key = output, input_key, target_key
+        self.seed = check_count(seed, "seed", minimum=0)
+        self.calibrators = nn.ModuleList()
+        # A predictor is made to predict; only a network that is not a copy keeps the mode it has.
+        self.training = False
+        for part in (self.likelihood, self.calibrators):
+            part.eval()
+
+    # What a method has to say.
+
+    @abstractmethod
+    def output_chunks(
+        self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any
+    ) -> Iterator[Tensor]:
+        """Yield raw outputs `[s, N, ...]` of consecutive draws until there are `num_samples`.
+
+        `offset` is the index of the first example in the data, for methods that treat examples apart.
+        """
+
+    @abstractmethod
+    def draw(self, seed: int) -> nn.Module:
+        """Return one function of the posterior: deterministic, differentiable, usable across batches."""
+
+    @property
+    @abstractmethod
+    def strategy(self) -> str:
+        """How the last prediction was computed."""
+
+    def loss(self, inputs: Any, targets: Tensor, *, num_data: int) -> Tensor:
+        """Return the training objective of one batch: the mean per example, in nats.
+
+        For people with a training loop of their own; the network should be in training mode there.
+
+        Args:
+            inputs: A tensor `[N, ...]`, a tuple of them (positional inputs), or a mapping (keyword inputs).
+            targets: What the likelihood takes.
+            num_data: Rows of the whole training set; methods whose objective has a prior divide it by this.
+        """
+        check_count(num_data, "num_data")
+        positional, keywords = split_inputs(inputs)
+        outputs = Forward(self.network, positional, keywords, self.output)()
+        return self.likelihood.loss(outputs, targets)
+
+    # What every method inherits.
+
+    @torch.no_grad()
+    def forward(
+        self,
+        *inputs: Any,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        offset: int = 0,
+        **kwargs: Any,
+    ) -> Predictive:
+        """Return the predictive distribution of each example, with its draws.
+
+        Args:
+            inputs: The network's positional inputs, tensors `[N, ...]` or NumPy arrays.
+            num_samples: Draws; None for the predictor's own number.
+            seed: Seed of the draws; None for the predictor's own. The same seed gives the same draws.
+            offset: Index of the first example, where a batch is part of something longer.
+            kwargs: The network's keyword inputs.
+
+        Raises:
+            BadInput: Inputs without examples' axis, outputs that are not finite, a network in training mode.
+            IdenticalDraws: A stochastic method whose draws are all the same.
+        """
+        parts = self._parts(inputs, kwargs, num_samples, seed, offset)
+        return self._calibrated(_mixed(list(parts)), "pooled")
+
+    def draw_outputs(
+        self, *inputs: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return raw outputs `[S, N, ...]`, before the likelihood and any calibration."""
+        with torch.no_grad():
+            positional, keywords = self._prepare(inputs, kwargs)
+            samples, seed = self._samples(num_samples), self._seed(seed)
+            return torch.cat(list(self.output_chunks(*positional, num_samples=samples, seed=seed, **keywords)))
+
+    def predictives(self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any) -> Iterator[Part]:
+        """Yield predictives over consecutive groups of draws, each with its share of the whole mixture."""
+        for outputs in self.output_chunks(*inputs, num_samples=num_samples, seed=seed, offset=offset, **kwargs):
+            predictive = self.likelihood.predictive(outputs, exact=self.is_exact)
+            yield Part(self._calibrated(predictive, "draws"), len(outputs) / num_samples)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the draws are the whole posterior, so that predictions carry no Monte-Carlo error."""
+        return False
+
+    def predict(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        keep_draws: bool = False,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        progress: bool | None = None,
+    ) -> Predictive:
+        """Return the predictives of a whole data set, streamed batch by batch and gathered on the CPU.
+
+        Args:
+            data: A DataLoader, any iterable of batches, a pair of arrays `(inputs, targets)`, or an array of inputs.
+                It is read once; targets are not used.
+            batch_size: Rows a batch, where `data` holds arrays (default 256).
+            keep_draws: Keep every draw (S times the memory) instead of reducing them as they come. Regression and
+                count predictives keep theirs always, because their cdf needs them.
+            num_samples: Draws; None for the predictor's own number.
+            seed: Seed of the draws; None for the predictor's own.
+            progress: True for a progress bar.
+
+        Raises:
+            BadInput: No data, or draws to keep that would not fit into memory (the message has the size).
+        """
+        return self._stream(data, batch_size, keep_draws, num_samples, seed, progress)[0]
+
+    def predict_with_targets(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        keep_draws: bool = False,
+        num_samples: int | None = None,
+        seed: int | None = None,
+        progress: bool | None = None,
+        transform: Callable[[Batch, int], Batch] | None = None,
+    ) -> tuple[Predictive, Tensor]:
+        """Return the predictives of a data set and its targets from one pass, so that rows stay aligned.
+
+        Arguments as in `predict`; `transform(batch, offset)` may change a batch that is already on the device.
+        """
+        predictive, targets = self._stream(data, batch_size, keep_draws, num_samples, seed, progress, transform)
+        if len(targets) == 0:
+            raise BadInput("data has no targets; batches must be (inputs, targets)")
+        return predictive, torch.cat(targets)
+
+    def calibrate(self, data: Any, *calibrators: Calibrator, batch_size: int | None = None) -> Self:
+        """Fit calibrators to held-out data, in one pass over it, and use them from now on.
+
+        Args:
+            data: Held-out data, never the training set: a DataLoader, an iterable of batches, or a pair of arrays.
+            calibrators: Fitted one after another, each on what the ones before it leave; default
+                `calibration.TemperatureScaling()`. Earlier ones are replaced.
+            batch_size: Rows a batch, where `data` is a pair of arrays.
+        """
+        chosen = calibrators or (TemperatureScaling(),)
+        for calibrator in chosen:
+            if not isinstance(calibrator, Calibrator):
+                raise BadType(f"calibrators must be bayesguard.calibration objects, got {type(calibrator).__name__}")
+        before, self.calibrators = self.calibrators, nn.ModuleList()
+        try:
+            predictive, targets = self.predict_with_targets(data, batch_size=batch_size, keep_draws=True)
+            for calibrator in chosen:
+                predictive = calibrator.fit(predictive, targets)(predictive)
+        except BaseException:
+            self.calibrators = before
+            raise
+        self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in chosen).eval()
+        return self
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        epochs: int,
+        validation: Any = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        precision: str | None = None,
+        gradient_clip: float | None = None,
+        patience: int | None = None,
+        checkpoint: str | Path | None = None,
+        progress: bool | None = None,
+        batch_size: int | None = None,
+    ) -> "History":
+        """Train the network (and what the likelihood learns) on `data`; the loop is `bayesguard.training.fit`.
+
+        Args:
+            data: Training data: a DataLoader, a re-iterable of batches, or a pair of arrays (shuffled each epoch).
+            epochs: Passes over the data.
+            validation: Held-out data; its NLL in nats is recorded after each epoch.
+            optimizer: `parameters -> Optimizer`, e.g. `functools.partial(torch.optim.SGD, lr=0.1)`; None for Adam.
+            scheduler: `optimizer -> LRScheduler`, stepped once an epoch.
+            precision: None, "bfloat16" or "float16": the dtype of autocast.
+            gradient_clip: Largest norm of the gradient.
+            patience: Stop after this many epochs without a better validation NLL, and keep the best weights.
+            checkpoint: File written after each epoch; where it exists, training goes on from it to the same bits.
+            progress: True for a progress bar.
+            batch_size: Rows a batch, where `data` is a pair of arrays.
+        """
+        from bayesguard.training import fit
+
+        def objective(batch: Batch, num_data: int) -> Tensor:
+            return self.loss(join_inputs(batch), batch.targets, num_data=num_data)  # type: ignore[arg-type]
+
+        return fit(
+            self,
+            objective,
+            data,
+            epochs=epochs,
+            validation=validation,
+            validation_loss=self.validation_loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            precision=precision,
+            gradient_clip=gradient_clip,
+            patience=patience,
+            checkpoint=checkpoint,
+            progress=progress,
+            seed=self.seed,
+            input_key=self.input_key,
+            target_key=self.target_key,
+            batch_size=batch_size,
+        )
+
+    @torch.no_grad()
+    def validation_loss(self, data: Any, batch_size: int | None = None) -> float:
+        """Return the mean NLL per example, in nats, of the network's plain outputs (no draws, no calibration)."""
+        total, rows = 0.0, 0
+        for batch in self._batches(data, batch_size):
+            if batch.targets is None:
+                raise BadInput("data has no targets; batches must be (inputs, targets)")
+            outputs = Forward(self.network, batch.inputs, batch.kwargs, self.output)()
+            total -= self.likelihood.log_prob(outputs, batch.targets).double().sum().item()
+            rows += len(outputs)
+        return total / rows
+
+    # How it is done.
+
+    @property
+    def _device(self) -> torch.device:
+        tensor = next((tensor for tensor in (*self.parameters(), *self.buffers())), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def _samples(self, num_samples: int | None) -> int:
+        return self.num_samples if num_samples is None else check_count(num_samples, "num_samples")
+
+    def _seed(self, seed: int | None) -> int:
+        return self.seed if seed is None else check_count(seed, "seed", minimum=0)
+
+    def _prepare(self, inputs: Iterable[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Turn NumPy inputs into tensors like the parameters, after checking that the network is ready."""
+        for name, module in self.network.named_modules():
+            if module.training:
+                raise BadInput(
+                    f"the network ({name or 'its root'}) is in training mode, where predicting would change its batch "
+                    "statistics and use dropout twice; call predictor.eval() first"
+                )
+        reference = next(self.network.parameters(), None)
+
+        def convert(value: Any) -> Any:
+            if not isinstance(value, np.ndarray):
+                return value
+            tensor = torch.from_numpy(np.ascontiguousarray(value))
+            dtype = reference.dtype if reference is not None and tensor.is_floating_point() else tensor.dtype
+            return tensor.to(self._device, dtype)
+
+        return tuple(map(convert, inputs)), {name: convert(value) for name, value in kwargs.items()}
+
+    def _parts(
+        self,
+        inputs: Iterable[Any],
+        kwargs: Mapping[str, Any],
+        num_samples: int | None,
+        seed: int | None,
+        offset: int,
+    ) -> Iterator[Part]:
+        positional, keywords = self._prepare(inputs, kwargs)
+        samples, seed = self._samples(num_samples), self._seed(seed)
+        return self.predictives(*positional, num_samples=samples, seed=seed, offset=offset, **keywords)
+
+    def _calibrated(self, predictive: Predictive, stage: str) -> Predictive:
+        for calibrator in self.calibrators:
+            if calibrator.acts_on == stage:
+                predictive = calibrator(predictive)
+        return predictive
+
+    def _batches(self, data: Any, batch_size: int | None) -> Iterator[Batch]:
+        reference = next(self.network.parameters(), None)
+        stream = batches(
+            data,
+            batch_size=batch_size or 256,
+            input_key=self.input_key,
+            target_key=self.target_key,
+            numpy_dtype=None if reference is None else reference.dtype,
+        )
+        # A loader's iterator draws a seed from the default generator, even where it shuffles nothing.
+        with torch.random.fork_rng(devices=[]):
+            first = next(stream)
+        return (to_device(batch, self._device) for batch in itertools.chain([first], stream))
+
+    @torch.no_grad()
+    def _stream(
+        self,
+        data: Any,
+        batch_size: int | None,
+        keep_draws: bool,
+        num_samples: int | None,
+        seed: int | None,
+        progress: bool | None,
+        transform: Callable[[Batch, int], Batch] | None = None,
+    ) -> tuple[Predictive, list[Tensor]]:
+        parts: list[Predictive] = []
+        targets: list[Tensor] = []
+        offset = 0
+        for batch in with_progress(self._batches(data, batch_size), progress, "predict"):
+            if transform is not None:
+                batch = transform(batch, offset)
+            chunks = self._parts(batch.inputs, batch.kwargs, num_samples, seed, offset)
+            parts.append(_gather(chunks, keep_draws).to("cpu"))
+            if offset == 0 and keep_draws:
+                check_memory(parts[0], data)
+            offset += len(parts[-1])
+            if batch.targets is not None:
+                targets.append(batch.targets.cpu())
+        return self._calibrated(concatenate(parts), "pooled"), targets
+
+    def extra_repr(self) -> str:
+        return f"num_samples={self.num_samples}, seed={self.seed}"
+
+
+def own_network(network: nn.Module, *, copy: bool) -> nn.Module:
+    """Return the network that a predictor will call: checked, unwrapped, and by default a copy in eval mode."""
+    check_network(network)
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        # Replicas run in threads of their own, where interception cannot follow.
+        network = network.module
+    if not copy:
+        return network
+    try:
+        return deepcopy(network).eval()
+    except Exception as error:
+        raise UnsupportedNetwork(
+            f"network cannot be copied ({_uncopyable(network)}: {error}); pass copy=False to work on it as it is, "
+            "or use torch.nn.utils.parametrizations in place of hooked weight_norm"
+        ) from error
+
+
+def _uncopyable(network: nn.Module) -> str:
+    for name, module in network.named_modules():
+        if name and not list(module.children()):
+            try:
+                deepcopy(module)
+            except Exception:
+                return f"layer {name!r}, a {type(module).__name__}"
+    return f"a {type(network).__name__}"
+
+
+def check_likelihood(likelihood: object) -> Likelihood:
+    """Return the likelihood, Categorical where none is given."""
+    if likelihood is None:
+        return Categorical()
+    if not isinstance(likelihood, Likelihood):
+        given = likelihood.__name__ if isinstance(likelihood, type) else type(likelihood).__name__
+        hint = f": write {given}() with parentheses" if isinstance(likelihood, type) else ""
+        raise BadType(f"likelihood must be an object of bayesguard.likelihoods, got {given}{hint}")
+    return likelihood
+
+
+def split_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs as positional and keyword arguments of a network."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def join_inputs(batch: Batch) -> Any:
+    """Return a batch's inputs in the form that `Predictor.loss` takes."""
+    if batch.kwargs and batch.inputs:
+        raise BadInput("a batch has positional and keyword inputs; use one of them")
+    return dict(batch.kwargs) if batch.kwargs else batch.inputs
+
+
+def with_progress(items: Iterator[Batch], progress: bool | None, description: str) -> Iterable[Batch]:
+    """Show a progress bar where one is wanted."""
+    if not progress:
+        return items
+    from tqdm import tqdm
+
+    bar: Iterable[Batch] = tqdm(items, desc=description, leave=False)
+    return bar
+
+
+def check_memory(first: Predictive, data: Any) -> None:
+    """Refuse to keep draws that would not fit: S x N x K is foreseeable after the first batch."""
+    logits = getattr(first, "draw_logits", None)
+    if logits is None or is_one_shot(data) or not hasattr(data, "__len__"):
+        return
+    need = logits.numel() * logits.element_size() / max(1, len(first)) * count_rows(data)
+    free = free_memory(torch.device("cpu"))
+    if need > free / 2:
+        raise BadInput(
+            f"keep_draws=True would hold {need / 2**30:.1f} GiB of draws, and {free / 2**30:.1f} GiB are free; use "
+            "keep_draws=False (which keeps probabilities, entropies and Monte-Carlo errors), fewer num_samples, or less "
+            "data"
+        )
+
+
+def _mixed(parts: list[Part]) -> Predictive:
+    if len(parts) == 1:
+        return parts[0].predictive
+    return mixture([part.predictive for part in parts], [part.share for part in parts])
+
+
+def _gather(parts: Iterator[Part], keep_draws: bool) -> Predictive:
+    first = next(parts)
+    if keep_draws or not isinstance(first.predictive, CategoricalPredictive | BernoulliPredictive):
+        return _mixed([first, *parts])
+    reduction = Reduction()
+    for part in itertools.chain([first], parts):
+        reduction.update(part.predictive, part.share)
+    return reduction.result()

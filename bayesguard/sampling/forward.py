@@ -1,0 +1,128 @@
+"""One network with its inputs, ready to be called: on all rows, on some, or on the same rows several times."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bayesguard.errors import BadInput, BadType, UnsupportedNetwork
+
+Select = str | int | Callable[[Any], Tensor] | None
+
+
+class Forward:
+    """A network's call on given inputs.
+
+    Args:
+        network: The module to call.
+        inputs: Positional inputs; tensors whose first axis is that of the examples are cut with it.
+        kwargs: Keyword inputs, likewise.
+        select: Which part of the output to take: a key, an index or a callable.
+    """
+
+    def __init__(
+        self, network: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], select: Select = None
+    ) -> None:
+        self.network, self.inputs, self.kwargs, self.select = network, tuple(inputs), dict(kwargs), select
+        self.num_rows = self._count_rows()
+
+    def __call__(self) -> Tensor:
+        outputs = select_output(self.network(*self.inputs, **self.kwargs), self.select)
+        if outputs.dim() == 0 or outputs.shape[0] != self.num_rows:
+            raise BadInput(
+                f"the network's output has shape {tuple(outputs.shape)} for {self.num_rows} examples; "
+                "its first axis must be that of the examples"
+            )
+        return outputs
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first tensor among the inputs."""
+        return next(self._tensors()).device
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a plan depends on: types and shapes of the inputs; of their rows only whether there are 0, 1 or more."""
+        leaves = pytree.tree_leaves((self.inputs, self.kwargs))
+        shapes = [(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, Tensor)]
+        return (*shapes, min(self.num_rows, 2), torch.is_autocast_enabled(self.device.type))
+
+    def rows(self, index: Tensor | slice) -> "Forward":
+        """Return the call on some of the rows."""
+        return self._mapped(lambda tensor: tensor[index])
+
+    def repeated(self, times: int) -> "Forward":
+        """Return the call on all the rows `times` over, one copy after the other."""
+        return self._mapped(lambda tensor: tensor.repeat(times, *(1 for _ in tensor.shape[1:])))
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Forward":
+        def apply(leaf: Any) -> Any:
+            return function(leaf) if self._has_rows(leaf) else leaf
+
+        inputs, kwargs = pytree.tree_map(apply, (self.inputs, self.kwargs))
+        return Forward(self.network, inputs, kwargs, self.select)
+
+    def _has_rows(self, leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.num_rows
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (leaf for leaf in pytree.tree_leaves((self.inputs, self.kwargs)) if isinstance(leaf, Tensor))
+
+    def _count_rows(self) -> int:
+        first = next(self._tensors(), None)
+        if first is None:
+            raise BadInput(
+                "no tensor among the inputs; hand in at least one tensor whose first axis is that of the examples"
+            )
+        if first.dim() == 0:
+            raise BadInput("the first input has no axes; its first axis must be that of the examples")
+        return first.shape[0]
+
+
+def select_output(output: Any, select: Select) -> Tensor:
+    """Return the tensor of raw outputs among what a network gave."""
+    if callable(select):
+        output = select(output)
+    elif select is not None:
+        try:
+            output = output[select]
+        except (KeyError, IndexError, TypeError) as error:
+            raise BadInput(f"output={select!r} does not fit the network's output: {describe(output)}") from error
+    if not isinstance(output, Tensor):
+        raise BadType(
+            f"the network returned {describe(output)}, where one tensor of raw outputs is needed; "
+            "say which part with output=, a key, an index or a callable"
+        )
+    if not output.is_floating_point():
+        raise BadType(f"the network's output has dtype {output.dtype}; raw outputs (logits) are floating-point numbers")
+    return output
+
+
+def describe(output: Any) -> str:
+    """Say in words what a network returned."""
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with the keys {', '.join(map(repr, output))}"
+    if isinstance(output, (tuple, list)):
+        return f"a {type(output).__name__} of {len(output)} items"
+    return f"a {type(output).__name__}"
+
+
+def check_network(network: nn.Module) -> None:
+    """Raise UnsupportedNetwork for what cannot be wrapped as it is."""
+    if not isinstance(network, nn.Module):
+        raise BadType(f"network must be a torch.nn.Module, got {type(network).__name__}")
+    for name, module in network.named_modules():
+        where = f"its layer {name!r}" if name else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedNetwork(
+                f"network cannot be used: {where} is scripted or traced, which compiles dropout in or away; "
+                "hand in the original nn.Module"
+            )
+    for name, parameter in [*network.named_parameters(), *network.named_buffers()]:
+        if isinstance(parameter, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            raise UnsupportedNetwork(
+                f"network cannot be used: {name!r} belongs to a lazy module without a shape yet; run one batch through "
+                "it first"
+            )

@@ -1,0 +1,231 @@
+"""Dropout switched on by intercepting calls, never by flipping module flags.
+
+A function mode sees every dropout, attention and recurrent kernel that the network calls, in this thread only, and
+supplies the masks. No module changes its mode, so batch statistics stay put and nothing has to be restored.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bayesguard.errors import BadInput
+from bayesguard.sampling.kernels import attention, multi_head_attention, recurrent
+from bayesguard.sampling.masks import MaskSource
+
+Kernel = Callable[..., Any]
+Handler = Callable[..., Any]
+
+# alpha' = -lambda * alpha of SELU: the value that a dropped unit takes (Klambauer et al. 2017, NeurIPS, section 3).
+_ALPHA = -1.7580993408473766
+_UNBATCHED_DIM = {F.dropout1d: 2, F.dropout3d: 4}
+
+# Random calls that carry no `training` flag: where a network makes one, its passes differ by themselves.
+RANDOM_CALLS = frozenset(
+    (
+        "rand",
+        "randn",
+        "randint",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "randperm",
+        "bernoulli",
+        "bernoulli_",
+        "normal",
+        "normal_",
+        "uniform_",
+        "multinomial",
+        "poisson",
+        "exponential_",
+        "cauchy_",
+        "geometric_",
+        "log_normal_",
+        "random_",
+        "gumbel_softmax",
+        "fractional_max_pool2d",
+        "fractional_max_pool2d_with_indices",
+        "fractional_max_pool3d",
+        "fractional_max_pool3d_with_indices",
+    )
+)
+
+
+class Intercept(TorchFunctionMode):
+    """Supplies the masks of every dropout, attention and recurrent kernel called in this thread."""
+
+    def __init__(self, masks: MaskSource, selected: frozenset[str] | None = None) -> None:
+        super().__init__()
+        self.masks = masks
+        self.selected = selected
+        self.own_randomness = False
+
+    def __torch_function__(
+        self, func: Kernel, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call, with masks where it is a random one."""
+        handler = HANDLERS.get(func)
+        if handler is not None and self.is_selected():
+            return handler(self.masks, func, *args, **kwargs)
+        if getattr(func, "__name__", "") in RANDOM_CALLS:
+            self.own_randomness = True
+        return func(*args, **kwargs)
+
+    def is_random(self, func: Kernel) -> bool:
+        """Tell whether a call may be random, so that a recorded prefix has to end before it."""
+        return func in HANDLERS or getattr(func, "__name__", "") in RANDOM_CALLS
+
+    def is_selected(self) -> bool:
+        """Tell whether dropout is wanted where the network is now."""
+        return self.selected is None or any(name in self.selected for name in running_layers())
+
+
+def _dropout(masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
+    return _masked(masks, input, masks.rate(p, module=True), input.shape)
+
+
+def _feature_dropout(
+    masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any
+) -> Tensor:
+    return _masked(masks, input, masks.rate(p, module=True), _feature_shape(func, input))
+
+
+def _feature_shape(func: Kernel, input: Tensor) -> list[int]:
+    leading = 1 if input.dim() == _UNBATCHED_DIM.get(func) else 2
+    return [*input.shape[:leading], *(1 for _ in input.shape[leading:])]
+
+
+def _masked(masks: MaskSource, input: Tensor, rate: float, shape: Any) -> Tensor:
+    check_rate(rate)
+    if rate == 0:
+        return input
+    keep = masks.keep(shape, rate, input.device).to(input.dtype)
+    # Out of place always: the mask of an in-place dropout would compound in a replayed prefix.
+    return input * (keep if rate == 1 else keep / (1 - rate))
+
+
+def _alpha_dropout(masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
+    return _alpha_masked(masks, input, masks.rate(p, module=True), input.shape)
+
+
+def _feature_alpha_dropout(
+    masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any
+) -> Tensor:
+    return _alpha_masked(masks, input, masks.rate(p, module=True), _feature_shape(func, input))
+
+
+def _alpha_masked(masks: MaskSource, input: Tensor, rate: float, shape: Any) -> Tensor:
+    check_rate(rate)
+    if rate == 0:
+        return input
+    if rate == 1:
+        masks.keep(shape, rate, input.device)
+        return torch.zeros_like(input)
+    scale = ((1 - rate) * (1 + rate * _ALPHA**2)) ** -0.5
+    dropped = input.new_full((), _ALPHA)
+    return scale * torch.where(masks.keep(shape, rate, input.device), input, dropped) - scale * _ALPHA * rate
+
+
+def check_rate(rate: float) -> None:
+    """Raise BadInput unless a drop rate lies in [0, 1]."""
+    if not 0 <= rate <= 1:
+        raise BadInput(f"a dropout has p={rate}; a drop rate must lie in 0..1")
+
+
+HANDLERS: dict[Kernel, Handler] = {
+    F.dropout: _dropout,
+    torch.dropout: _dropout,
+    torch.dropout_: _dropout,
+    F.dropout1d: _feature_dropout,
+    F.dropout2d: _feature_dropout,
+    F.dropout3d: _feature_dropout,
+    torch.feature_dropout: _feature_dropout,
+    torch.feature_dropout_: _feature_dropout,
+    F.alpha_dropout: _alpha_dropout,
+    torch.alpha_dropout: _alpha_dropout,
+    torch.alpha_dropout_: _alpha_dropout,
+    F.feature_alpha_dropout: _feature_alpha_dropout,
+    torch.feature_alpha_dropout: _feature_alpha_dropout,
+    torch.feature_alpha_dropout_: _feature_alpha_dropout,
+    F.scaled_dot_product_attention: attention,
+    F.multi_head_attention_forward: multi_head_attention,
+    torch.lstm: recurrent,
+    torch.gru: recurrent,
+    torch.rnn_tanh: recurrent,
+    torch.rnn_relu: recurrent,
+}
+
+
+class _Running(threading.local):
+    """What this thread is in: the marked layers, and the mode that DropPath modules ask for masks."""
+
+    def __init__(self) -> None:
+        self.layers: list[str] = []
+        self.mode: Intercept | None = None
+
+
+_RUNNING = _Running()
+
+
+def running_layers() -> list[str]:
+    """Return the names of the marked layers that this thread is inside of."""
+    return _RUNNING.layers
+
+
+@contextmanager
+def intercepted(mode: Intercept) -> Iterator[None]:
+    """Run a block with `mode` on, known also to the modules that drop whole paths."""
+    before, _RUNNING.mode = _RUNNING.mode, mode
+    try:
+        with mode:
+            yield
+    finally:
+        _RUNNING.mode = before
+
+
+def mark_layers(network: nn.Module, names: frozenset[str]) -> None:
+    """Have `network` say when it is inside one of the named layers."""
+    for name in names:
+        layer = network.get_submodule(name)
+        layer.register_forward_pre_hook(_Enter(name))
+        layer.register_forward_hook(_leave, always_call=True)
+
+
+class _Enter:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        _RUNNING.layers.append(self.name)
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    _RUNNING.layers.pop()
+
+
+def watch_drop_paths(network: nn.Module) -> None:
+    """Give stochastic-depth modules, whose gate is a flag that no mode can see, their masks by a hook."""
+    for module in network.modules():
+        if type(module).__name__ in {"DropPath", "StochasticDepth"}:
+            module.register_forward_hook(_drop_path)
+
+
+def _drop_path(module: nn.Module, args: Any, output: Any) -> Any:
+    mode = _RUNNING.mode
+    if mode is None or module.training or not isinstance(output, Tensor) or not mode.is_selected():
+        return None
+    own = getattr(module, "drop_prob", getattr(module, "p", 0.0)) or 0.0
+    rate = mode.masks.rate(float(own), module=True)
+    whole_batch = getattr(module, "mode", "row") == "batch"
+    shape = [1 if whole_batch else output.shape[0], *(1 for _ in output.shape[1:])]
+    # Scaled like the published DropPath: what is kept is divided by the keep rate unless the module says not to.
+    scaled = _masked(mode.masks, output, rate, shape)
+    return scaled if getattr(module, "scale_by_keep", True) else scaled * (1 - rate)

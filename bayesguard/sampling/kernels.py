@@ -1,0 +1,114 @@
+"""The fused kernels that hide a dropout inside: attention, multi-head attention, recurrent layers."""
+
+import math
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bayesguard.sampling.masks import MaskSource
+
+Kernel = Callable[..., Any]
+
+
+def attention(
+    masks: MaskSource,
+    func: Kernel,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, NeurIPS, eq. 1) with our mask on its weights.
+
+    query `[..., T, E]`, key `[..., U, E]`, value `[..., U, F]` -> `[..., T, F]`.
+    """
+    rate = masks.rate(dropout_p, module=False)
+    if rate == 0:
+        return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
+    scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    weights = scores.softmax(dim=-1)
+    keep = masks.keep(weights.shape, rate, weights.device).to(weights.dtype)
+    return (weights * keep / (1 - rate) if rate < 1 else weights * 0) @ value
+
+
+def multi_head_attention(masks: MaskSource, func: FunctionType, *args: Any, **kwargs: Any) -> Any:
+    """Multi-head attention whose inner dropout asks us for its masks.
+
+    A function mode is off while it handles a call, so the dropout inside cannot be intercepted a second time. The
+    same code therefore runs with three of its global names rebound.
+    """
+    bound = dict(zip(func.__code__.co_varnames, args, strict=False)) | kwargs
+    bound["dropout_p"] = masks.rate(bound["dropout_p"], module=False)
+    bound["training"] = True
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        keep = masks.keep(input.shape, p, input.device).to(input.dtype)
+        return input * keep / (1 - p) if p < 1 else input * 0
+
+    def scaled_dot_product_attention(*inner: Any, **options: Any) -> Tensor:
+        # The rate is already ours; applying `rate` again leaves it as it is.
+        return attention(masks, F.scaled_dot_product_attention, *inner, **options)
+
+    names = func.__globals__ | {
+        "has_torch_function": lambda tensors: False,
+        "dropout": dropout,
+        "scaled_dot_product_attention": scaled_dot_product_attention,
+    }
+    return FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)(**bound)
+
+
+def recurrent(masks: MaskSource, func: Kernel, input: Tensor, *args: Any) -> Any:
+    """A recurrent stack run layer by layer, with our masks between its layers.
+
+    Handles both signatures of `torch.lstm`, `gru`, `rnn_tanh` and `rnn_relu`: padded
+    `(input, hx, weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)` and packed
+    `(data, batch_sizes, hx, weights, has_biases, num_layers, dropout, train, bidirectional)`.
+    """
+    packed = isinstance(args[2], (list, tuple))
+    sizes = args[:1] if packed else ()
+    hx, weights, has_biases, num_layers, dropout, _, bidirectional, *layout = args[len(sizes) :]
+    rate = masks.rate(dropout, module=False)
+    if rate == 0 or num_layers == 1:
+        return func(input, *sizes, hx, weights, has_biases, num_layers, 0.0, False, bidirectional, *layout)
+    directions = 2 if bidirectional else 1
+    per_layer = len(weights) // num_layers
+    finals = []
+    for layer in range(num_layers):
+        if layer:
+            input = _mask_sequence(masks, input, rate, sizes[0] if packed else None)
+        state = _layer_state(hx, slice(layer * directions, (layer + 1) * directions))
+        own = weights[layer * per_layer : (layer + 1) * per_layer]
+        input, *final = func(input, *sizes, state, own, has_biases, 1, 0.0, False, bidirectional, *layout)
+        finals.append(final)
+    return (input, *(torch.cat(parts) for parts in zip(*finals, strict=True)))
+
+
+def _layer_state(hx: Any, rows: slice) -> Any:
+    # An LSTM has two states, the others one.
+    return hx[rows] if isinstance(hx, Tensor) else [state[rows] for state in hx]
+
+
+def _mask_sequence(masks: MaskSource, input: Tensor, rate: float, batch_sizes: Tensor | None) -> Tensor:
+    shape = list(input.shape) if batch_sizes is None else [len(batch_sizes), input.shape[-1]]
+    keep = masks.keep(shape, rate, input.device)
+    if batch_sizes is not None:
+        # Packed rows lie time step by time step: one mask a step serves all the sequences that reach it.
+        keep = keep.repeat_interleave(batch_sizes.to(keep.device), dim=0)
+    return input * keep.to(input.dtype) / (1 - rate) if rate < 1 else input * 0

@@ -1,0 +1,102 @@
+"""Spatter: drops of water or mud on the lens."""
+
+import math
+from functools import reduce
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from bayesguard.shift.base import image_scale
+from bayesguard.shift.blur import smooth, smooth_noise
+from bayesguard.shift.colour import tint
+from bayesguard.shift.resample import correlate, filter_matrix, pixel_grid, separable
+
+WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
+FARTHEST = 20  # distances are counted up to here, in pixels of a 32-pixel image
+CONTRAST = 150  # slope of an outline, of 255 levels
+EMBOSS = np.array([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
+
+
+def spatter(
+    images: Tensor,
+    generator: Generator,
+    mean: float,
+    deviation: float,
+    smoothing: float,
+    threshold: float,
+    strength: float,
+    mud: float,
+) -> Tensor:
+    """Add drops where smoothed noise is over a threshold: pale water that shines at its rims, or brown mud.
+
+    The smoothing is multiplied by the image's scale, and the share of the image that is wet stays. An image
+    that came out dry gets one drop (the published script divides zero by zero there). Mud keeps what is left
+    of thick drops after another smoothing; a lone pixel is thin on 32 pixels and thick on 8, where mud covers
+    four times the share.
+    """
+    shape = (len(images), 1, *images.shape[-2:])
+    noise = torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
+    liquid = mean + smooth_noise(deviation * noise, smoothing)
+    wet = liquid >= liquid.amax((1, 2, 3), keepdim=True).clamp(max=threshold)
+    if mud:
+        cover = smooth(wet.to(images), strength)
+        cover = torch.where(cover < 0.8, 0, cover)
+        return (1 - cover) * images + cover * tint(MUD, images)
+    drops = torch.where(wet, liquid, 0)
+    shine = drops * relief(drops)
+    shine = shine / shine.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return images + strength * shine * tint(WATER, images)
+
+
+def relief(drops: Tensor) -> Tensor:
+    """Return the light on drops `[N, 1, H, W]`: the distance to their outlines, equalised and embossed."""
+    distance = distance_to(outline(drops), drops.dtype)
+    box = [filter_matrix(np.full(3, 1 / 3), n, "mirror") for n in drops.shape[-2:]]
+    level = (separable(distance, *box) + 1e-4).floor().long().flatten(1)
+    ladder = torch.arange(FARTHEST + 1, device=drops.device)
+    share = (level[:, :, None] == ladder).sum(1).cumsum(1).to(distance)
+    lowest = share.where(share > 0, share[:, -1:]).amin(1, keepdim=True)
+    equalised = (share - lowest) / (share[:, -1:] - lowest).clamp(min=1)
+    light = correlate(equalised.gather(1, level).view_as(distance), EMBOSS, "mirror").clamp(0, 1)
+    return separable(light, *box)
+
+
+def outline(liquid: Tensor) -> Tensor:
+    """Return the outlines of drops `[N, 1, H, W]` as booleans: the Canny filter without its hysteresis.
+
+    References:
+        Canny (1986), A computational approach to edge detection, IEEE TPAMI 8(6), with Sobel differences.
+    """
+    height, width = liquid.shape[-2:]
+    level = (255 * liquid).floor()
+    sums, steps = np.array([1.0, 2.0, 1.0]), np.array([-1.0, 0.0, 1.0])
+    right = separable(level, filter_matrix(sums, height, "nearest"), filter_matrix(steps, width, "nearest"))
+    down = separable(level, filter_matrix(steps, height, "nearest"), filter_matrix(sums, width, "nearest"))
+    slope = right.abs() + down.abs()
+    around = F.pad(slope, (1, 1, 1, 1))
+
+    def beside(y: int, x: int) -> Tensor:
+        return around[..., 1 + y : 1 + y + height, 1 + x : 1 + x + width]
+
+    # A pixel is on the outline if the slope peaks there along its own direction, in eighths of a turn; of two
+    # equal neighbours the left or upper one is.
+    flat, steep = math.tan(math.pi / 8) * right.abs(), math.tan(3 * math.pi / 8) * right.abs()
+    falling, rising = torch.maximum(beside(-1, 1), beside(1, -1)), torch.maximum(beside(-1, -1), beside(1, 1))
+    diagonal = torch.where(right * down >= 0, slope > rising, slope > falling)
+    upright = (slope > beside(-1, 0)) & (slope >= beside(1, 0))
+    across = (slope > beside(0, -1)) & (slope >= beside(0, 1))
+    peak = torch.where(down.abs() < flat, across, torch.where(down.abs() > steep, upright, diagonal))
+    return peak & (slope > CONTRAST)
+
+
+def distance_to(rim: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the Euclidean distance of each pixel to the nearest of `rim`, in pixels of a 32-pixel image."""
+    far = (FARTHEST * image_scale(rim)) ** 2
+    squared = (~rim).to(dtype) * far
+    # The squared distance separates: the nearest within each column, then over the columns.
+    for position, axis in zip(pixel_grid(squared), (-2, -1), strict=True):
+        lines = enumerate(squared.unbind(axis))
+        squared = reduce(torch.minimum, (line.unsqueeze(axis) + (position - i) ** 2 for i, line in lines))
+    return squared.clamp(max=far).sqrt() / image_scale(rim)

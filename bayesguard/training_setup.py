@@ -1,0 +1,124 @@
+"""What a training checks and makes before its first step, and leaves as it was after the last."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from bayesguard.checks import check_count
+from bayesguard.data import Data, is_one_shot
+from bayesguard.errors import BadFile, BadInput, BadType
+
+OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
+
+_WAYS_OUT = (
+    "Usual ways out: a lower learning rate, gradient_clip=1.0, standardised inputs and regression targets, "
+    'precision="bfloat16" in place of "float16"'
+)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return where the inputs of a module have to be: with its first parameter or buffer."""
+    tensor = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def check_settings(
+    data: Data, epochs: int, validation: Data, patience: int | None, gradient_clip: float | None
+) -> None:
+    for name, value in (("data", data), ("validation", validation)):
+        if epochs > 1 and is_one_shot(value):
+            raise BadInput(
+                f"{name} is an iterator: it would run dry after the first of {epochs} epochs; "
+                "pass a list of batches or a DataLoader"
+            )
+    if patience is not None:
+        check_count(patience, "patience")
+        if validation is None:
+            raise BadInput("patience needs validation: early stopping watches the NLL of held-out data")
+    if gradient_clip is not None and not 0 < gradient_clip < math.inf:
+        raise BadInput(f"gradient_clip must be a positive number, got {gradient_clip}")
+
+
+def make_optimizer(optimizer: OptimizerFactory | Optimizer | None, parameters: list[nn.Parameter]) -> Optimizer:
+    if not parameters:
+        raise BadInput("there is nothing to train: no parameter of the module requires gradients")
+    if optimizer is None:
+        return torch.optim.Adam(parameters, lr=1e-3)
+    made = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters) if callable(optimizer) else None
+    if not isinstance(made, Optimizer):
+        raise BadType(
+            f"optimizer must be a function `parameters -> torch.optim.Optimizer`, got {optimizer!r}; "
+            "for example functools.partial(torch.optim.SGD, lr=0.1)"
+        )
+    own = set(map(id, parameters))
+    if not all(id(parameter) in own for group in made.param_groups for parameter in group["params"]):
+        raise BadInput(
+            "optimizer holds parameters that are not trained here (a predictor works on a copy of the network, "
+            "unless copy=False): pass a function, as functools.partial(torch.optim.SGD, lr=0.1), not an object"
+        )
+    return made
+
+
+def autocast_dtype(precision: str | None, device: torch.device) -> torch.dtype | None:
+    dtypes = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if precision not in dtypes:
+        raise BadInput(f'precision must be None, "bfloat16" or "float16", got {precision!r}')
+    if precision == "float16" and device.type != "cuda":
+        raise BadInput(f'precision="float16" needs CUDA, and the module is on {device}; use "bfloat16"')
+    return dtypes[precision]
+
+
+def check_finite(value: Tensor, name: str, place: str) -> None:
+    if not value.isfinite().all():
+        raise BadInput(f"the {name} is {value.tolist()} in {place}; parameters were not updated with it. {_WAYS_OUT}")
+
+
+def check_fits(state: dict[str, Tensor], module: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Compare names, shapes and dtypes before anything is loaded: no module is left half changed."""
+
+    def describe(tensors: dict[str, Any]) -> set[str]:
+        return {
+            f"{name} {tuple(tensor.shape)} {tensor.dtype}"
+            for name, tensor in tensors.items()
+            if isinstance(tensor, Tensor)
+        }
+
+    if differing := sorted(describe(state) ^ describe(module.state_dict())):
+        raise BadFile(f"checkpoint {os.fspath(path)} belongs to another module; they differ in {differing[:4]}")
+
+
+def generators_of(*loaders: Data) -> list[torch.Generator]:
+    """Return the random generators that loaders own."""
+    found: dict[int, torch.Generator] = {}
+    for loader in loaders:
+        if isinstance(loader, DataLoader):
+            inner = getattr(loader.batch_sampler, "sampler", None)
+            for owner in (loader, loader.sampler, loader.batch_sampler, inner):
+                if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
+                    found[id(generator)] = generator
+    return list(found.values())
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def no_gradients_left(module: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        module.zero_grad(set_to_none=True)

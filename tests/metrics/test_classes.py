@@ -1,0 +1,238 @@
+"""The torchmetrics classes: equal to the functions however the rows are split, sent, stored or typed."""
+
+import math
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Poisson
+from torchmetrics import Metric
+
+from bayesguard import metrics
+from bayesguard.errors import BadInput, BadType
+from bayesguard.metrics import functional as M
+from bayesguard.predictive import CountPredictive, Predictive
+
+N = 120
+Case = tuple[Callable[[], Metric], Callable[[Any, Tensor], Tensor], str]
+
+
+def categorical() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    probs = (2 * torch.randn(N, 4, generator=generator, dtype=torch.float64)).softmax(-1)
+    return probs, torch.randint(4, (N,), generator=generator)
+
+
+def real() -> tuple[Predictive, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(N, 2, generator=generator, dtype=torch.float64)
+    return Predictive.from_normal(loc, torch.ones_like(loc)), loc + torch.randn(loc.shape, generator=generator)
+
+
+def top(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return probs.max(-1).values, (probs.argmax(-1) != y).double()
+
+
+CASES: dict[str, Case] = {
+    "accuracy": (metrics.Accuracy, M.accuracy, "classes"),
+    "nll": (metrics.NegativeLogLikelihood, lambda p, y: M.negative_log_likelihood(p.log(), y), "classes"),
+    "brier": (metrics.BrierScore, M.brier_score, "classes"),
+    "ece": (metrics.ExpectedCalibrationError, M.expected_calibration_error, "classes"),
+    "ece l2": (
+        lambda: metrics.ExpectedCalibrationError(norm="l2", debiased=True),
+        lambda p, y: M.expected_calibration_error(p, y, norm="l2", debiased=True),
+        "classes",
+    ),
+    "ece mass": (
+        lambda: metrics.ExpectedCalibrationError(10, binning="mass"),
+        lambda p, y: M.expected_calibration_error(p, y, num_bins=10, binning="mass"),
+        "classes",
+    ),
+    "classwise": (lambda: metrics.ClasswiseCalibrationError(4), M.classwise_calibration_error, "classes"),
+    "aurc": (metrics.AreaUnderRiskCoverage, lambda p, y: M.area_under_risk_coverage(*top(p, y)), "classes"),
+    "error auroc": (metrics.ErrorAUROC, M.error_auroc, "classes"),
+    "ood auroc": (metrics.OODAUROC, M.area_under_roc, "scores"),
+    "rmse": (metrics.RootMeanSquaredError, lambda p, y: M.root_mean_squared_error(p.mean, y), "real"),
+    "crps": (metrics.ContinuousRankedProbabilityScore, M.continuous_ranked_probability_score, "real"),
+    "real nll": (metrics.NegativeLogLikelihood, M.negative_log_likelihood, "real"),
+    "coverage": (
+        lambda: metrics.IntervalCoverage(0.2),
+        lambda p, y: M.interval_coverage(p.interval(0.2)[0], p.interval(0.2)[1], y),
+        "real",
+    ),
+    "width": (metrics.IntervalWidth, lambda p, y: M.interval_width(*p.interval(0.1)), "real"),
+    "quantiles": (
+        metrics.QuantileCalibrationError,
+        lambda p, y: M.quantile_calibration_error(M.pit(p, y)),
+        "real",
+    ),
+}
+
+
+def inputs(kind: str) -> tuple[Any, Tensor]:
+    if kind == "real":
+        return real()
+    probs, y = categorical()
+    return (probs, y) if kind == "classes" else (probs[:, 0], y == 0)
+
+
+def fed(name: str, sizes: list[int]) -> Metric:
+    metric = CASES[name][0]()
+    pred, y = inputs(CASES[name][2])
+    start = 0
+    for size in sizes:
+        metric.update(pred[start : start + size], y[start : start + size])
+        start += size
+    return metric
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_split_is_one_shot_and_the_function(name: str) -> None:
+    wanted = CASES[name][1](*inputs(CASES[name][2])).item()
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 2, 5):
+        cuts = (torch.randperm(N - 1, generator=generator)[: count - 1] + 1).sort().values.tolist()
+        bounds = [0, *cuts, N]
+        metric = fed(name, [b - a for a, b in pairwise(bounds)])
+        value = metric.compute()
+        assert value.dtype == torch.float64
+        assert value.dim() == 0
+        assert value.item() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pickle_clone_and_reset(name: str) -> None:
+    metric = fed(name, [50, 70])
+    wanted = metric.compute().item()
+    for copy in (pickle.loads(pickle.dumps(metric)), metric.clone()):
+        assert copy.compute().item() == wanted
+    pred, y = inputs(CASES[name][2])
+    metric.reset()
+    with pytest.warns(UserWarning, match="before the ``update``"), pytest.raises(BadInput, match="no rows"):
+        metric.compute()
+    metric.update(pred, y)
+    assert metric.compute().item() == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward_gives_the_value_of_the_batch(name: str) -> None:
+    metric = fed(name, [80])
+    pred, y = inputs(CASES[name][2])
+    batch = metric(pred[80:], y[80:])
+    assert batch.item() == pytest.approx(CASES[name][1](pred[80:], y[80:]).item(), abs=1e-12)
+    assert metric.compute().item() == pytest.approx(CASES[name][1](pred, y).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[2] == "classes"])
+def test_predictives_and_probabilities_agree(name: str) -> None:
+    probs, y = categorical()
+    metric = CASES[name][0]()
+    metric.update(Predictive.from_probs(probs), y)
+    assert metric.compute().item() == pytest.approx(fed(name, [N]).compute().item(), abs=1e-9)
+
+
+def test_yes_or_no() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(N, generator=generator, dtype=torch.float64)
+    y = torch.randint(2, (N,), generator=generator)
+    two = torch.stack([1 - p, p], -1)
+    wanted: dict[Callable[[], Metric], Tensor] = {
+        metrics.Accuracy: M.accuracy(two, y),
+        metrics.NegativeLogLikelihood: M.negative_log_likelihood(two.log(), y),
+        metrics.BrierScore: M.brier_score(two, y),
+        metrics.ExpectedCalibrationError: M.binary_calibration_error(p, y),
+        metrics.ErrorAUROC: M.error_auroc(two, y),
+        metrics.AreaUnderRiskCoverage: M.area_under_risk_coverage(*top(two, y)),
+    }
+    for make, value in wanted.items():
+        for pred in (p, Predictive.from_probs(p)):
+            metric = make()
+            metric.update(pred, y)
+            assert metric.compute().item() == pytest.approx(value.item(), abs=1e-9), make
+    with pytest.raises(BadType, match="binary"):
+        metrics.ClasswiseCalibrationError(2).update(p, y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_precision_has_the_values_of_its_probabilities(dtype: torch.dtype) -> None:
+    probs, y = categorical()
+    rounded = probs.to(dtype)
+    for name in ("accuracy", "brier", "aurc", "error auroc"):
+        metric = CASES[name][0]()
+        metric.update(rounded, y)
+        confidence, label = rounded.double().max(-1)
+        exact = {
+            "accuracy": (label == y).double().mean(),
+            "brier": (rounded.double() - torch.nn.functional.one_hot(y, 4)).square().sum(-1).mean(),
+            "aurc": M.area_under_risk_coverage(confidence, (label != y).double()),
+            "error auroc": M.area_under_roc(-confidence, label != y),
+        }[name]
+        assert metric.compute().item() == pytest.approx(exact.item(), abs=1e-12), name
+    ece = metrics.ExpectedCalibrationError()
+    ece.update(rounded, y)
+    assert ece.compute().item() == M.expected_calibration_error(rounded, y).item()
+    nll = metrics.NegativeLogLikelihood()
+    nll.update(rounded, y)
+    picked = -rounded.double()[torch.arange(N), y].log().mean()
+    assert nll.compute().item() == pytest.approx(picked.item(), abs=1e-12)
+
+
+def test_ood_scores_of_predictives_are_their_uncertainty() -> None:
+    sure, unsure = Predictive.from_probs([[0.9, 0.1]] * 3), Predictive.from_probs([[0.6, 0.4]] * 2)
+    metric = metrics.OODAUROC()
+    metric.update(sure, torch.zeros(3))
+    metric.update(unsure, torch.ones(2))
+    assert metric.compute().item() == 1.0
+
+
+def test_counts_use_the_randomised_transform() -> None:
+    pred = CountPredictive(Poisson(torch.full((1, 500), 2.0)))
+    y = torch.poisson(torch.full((500,), 2.0), generator=torch.Generator().manual_seed(0))
+    metric = metrics.QuantileCalibrationError()
+    metric.update(pred, y)
+    assert metric.compute().item() == M.quantile_calibration_error(M.pit(pred, y)).item()
+
+
+def test_an_infinite_loss_stays_infinite() -> None:
+    metric = metrics.NegativeLogLikelihood()
+    metric.update([[1.0, 0.0]], [1])
+    metric.update([[0.5, 0.5]], [1])
+    assert metric.compute().item() == math.inf
+
+
+def test_bad_input_is_named() -> None:
+    pred, y = real()
+    with pytest.raises(BadType, match="accuracy is for categorical"):
+        metrics.Accuracy().update(pred, y)
+    with pytest.raises(BadType, match="IntervalCoverage is not for categorical"):
+        metrics.IntervalCoverage().update([[0.5, 0.5]], [0])
+    with pytest.raises(BadType, match="QuantileCalibrationError is not for categorical"):
+        metrics.QuantileCalibrationError().update([[0.5, 0.5]], [0])
+    with pytest.raises(BadInput, match="exactly"):
+        metrics.IntervalCoverage().update(pred, y[:, 0])
+    with pytest.raises(BadInput, match="made for 3"):
+        metrics.ClasswiseCalibrationError(3).update([[0.5, 0.5]], [0])
+    with pytest.raises(BadInput, match="alpha"):
+        metrics.IntervalWidth(0.0)
+    with pytest.raises(BadInput, match="debiased"):
+        metrics.ExpectedCalibrationError(debiased=True)
+    with pytest.raises(BadInput, match="softmax"):
+        metrics.NegativeLogLikelihood().update([[3.0, -1.0]], [0])
+
+
+def test_torchmetrics_is_loaded_at_first_use_only() -> None:
+    code = (
+        "import sys, bayesguard.metrics as m; assert 'torchmetrics' not in sys.modules; "
+        "assert 'Accuracy' in dir(m) and 'functional' in dir(m); assert 'torchmetrics' not in sys.modules; "
+        "m.Accuracy(); assert 'torchmetrics' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="Precision"):
+        _ = metrics.Precision

@@ -1,0 +1,222 @@
+"""Every strategy gives the plain loop's draws, or says that it cannot."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bayesguard.errors import BadInput, RandomnessWarning
+from bayesguard.sampling import Forward, Sampler
+from tests.networks import Attention, Recurrent, Residual, Transformer, mlp
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
+    "mlp": (lambda: mlp(nn.Dropout(0.5)), lambda: (torch.randn(6, 8),)),
+    "residual": (Residual, lambda: (torch.randn(6, 1, 8, 8),)),
+    "transformer": (Transformer, lambda: (torch.randint(0, 11, (6, 5)),)),
+    "transformer time first": (lambda: Transformer(False), lambda: (torch.randint(0, 11, (6, 5)),)),
+    "attention": (Attention, lambda: (torch.randn(6, 5, 8),)),
+    "attention with weights": (lambda: Attention(True), lambda: (torch.randn(6, 5, 8),)),
+    "lstm": (Recurrent, lambda: (torch.randn(6, 7, 4),)),
+    "lstm time first": (lambda: Recurrent(batch_first=False), lambda: (torch.randn(6, 7, 4),)),
+    "gru": (lambda: Recurrent(nn.GRU), lambda: (torch.randn(6, 7, 4),)),
+    "lstm packed": (
+        lambda: Recurrent(packed=True),
+        lambda: (torch.randn(6, 7, 4), torch.tensor([7, 3, 5, 7, 1, 2])),
+    ),
+    "float64": (lambda: mlp(nn.Dropout(0.5)).double(), lambda: (torch.randn(6, 8).double(),)),
+}
+
+
+def draws(
+    network: nn.Module, inputs: tuple[Tensor, ...], strategy: Any, num_samples: int = 5, **settings: Any
+) -> Tensor:
+    sampler = Sampler(strategy=strategy, **settings)
+    with torch.no_grad():
+        return torch.cat(list(sampler.chunks(Forward(network.eval(), inputs, {}), num_samples=num_samples, seed=3)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("strategy", ["replay", "fold", "vmap"])
+@pytest.mark.parametrize("per_example", [False, True])
+def test_strategies_agree_with_the_loop(name: str, strategy: Any, per_example: bool) -> None:
+    torch.manual_seed(0)
+    network, inputs = NETWORKS[name][0](), NETWORKS[name][1]()
+    want = draws(network, inputs, "loop", per_example=per_example)
+    assert want.std(dim=0).max() > 1e-3
+    try:
+        got = draws(network, inputs, strategy, per_example=per_example)
+    except BadInput as refusal:
+        # vmap has no recurrent kernels, and packing sorts the draws of a folded batch into one another.
+        assert (strategy == "vmap" and "batching rule" in str(refusal).lower()) or "packed" in name  # noqa: PT017
+        return
+    if strategy == "replay":
+        assert torch.equal(got, want)
+    assert torch.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_shared_mask_treats_equal_examples_equally(name: str) -> None:
+    """A draw is one function: whatever the batch, the same input gets the same output."""
+    torch.manual_seed(0)
+    network, inputs = NETWORKS[name][0](), NETWORKS[name][1]()
+    twice = tuple(torch.cat([value, value]) for value in inputs)
+    outputs = draws(network, twice, "loop")
+    assert torch.allclose(outputs[:, :6], outputs[:, 6:], atol=1e-6)
+    alone = draws(network, tuple(value[:1] for value in inputs), "loop")
+    assert torch.allclose(outputs[:, :1], alone, atol=1e-6)
+
+
+def test_masks_of_ones_own_treat_equal_examples_apart() -> None:
+    outputs = draws(mlp(nn.Dropout(0.5)), (torch.ones(2, 8),), "loop", per_example=True)
+    assert (outputs[:, 0] - outputs[:, 1]).abs().min(dim=1).values.max() > 0
+
+
+def test_automatic_choice_on_the_cpu_is_replay_with_its_reason() -> None:
+    sampler = Sampler()
+    with torch.no_grad():
+        list(sampler.chunks(Forward(mlp(nn.Dropout(0.5)).eval(), (torch.ones(2, 8),), {}), num_samples=3, seed=0))
+    assert sampler.last_plan is not None
+    assert (sampler.last_plan.strategy, sampler.last_plan.reason) == (
+        "replay",
+        "equal to the plain loop on two draws",
+    )
+
+
+def test_seeds_decide_the_draws_and_chunks_do_not() -> None:
+    network, x = mlp(nn.Dropout(0.5)).eval(), torch.randn(4, 8)
+    sampler = Sampler()
+    with torch.no_grad():
+        whole = torch.cat(list(sampler.chunks(Forward(network, (x,), {}), num_samples=8, seed=5)))
+        parts = [
+            torch.cat(list(sampler.chunks(Forward(network, (x,), {}), num_samples=n, seed=5, first=first)))
+            for first, n in ((0, 1), (1, 4), (5, 3))
+        ]
+        other = torch.cat(list(sampler.chunks(Forward(network, (x,), {}), num_samples=8, seed=6)))
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, other)
+
+
+@pytest.mark.parametrize("strategy", ["fold", "vmap"])
+def test_group_sizes_do_not_change_the_draws(strategy: Any) -> None:
+    network, x = mlp(nn.Dropout(0.5)), torch.randn(4, 8)
+    whole = draws(network, (x,), strategy, 8)
+    assert torch.allclose(whole, draws(network, (x,), strategy, 8, memory_budget=1), atol=1e-6)
+
+
+class MixesExamples(nn.Module):
+    """Centres each feature over the batch after dropout: draws must not share a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(x)
+        return dropped - dropped.mean(dim=0)
+
+
+def test_fold_is_refused_where_examples_are_mixed() -> None:
+    with pytest.raises(BadInput, match=r"strategy='fold' cannot be used.*mixes examples"):
+        draws(MixesExamples(), (torch.randn(5, 4),), "fold")
+    draws(MixesExamples(), (torch.randn(5, 4),), "vmap")
+
+
+class ChangesPrefix(nn.Module):
+    """Adds the dropped branch in place to what was computed before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(8, 8), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h += self.drop(h)
+        return h
+
+
+def test_replay_falls_back_where_the_prefix_is_changed_in_place() -> None:
+    network, x = ChangesPrefix(), torch.randn(5, 8)
+    want = draws(network, (x,), "loop")
+    assert torch.equal(draws(network, (x,), "replay"), want)
+    assert torch.equal(draws(network, (x,), "auto"), want)
+
+
+class Branches(nn.Module):
+    """Makes a second random call in some draws only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.again = nn.Linear(8, 8), nn.Dropout(0.5), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.first(x))
+        return self.again(h) if h[0, 0] == 0 else h
+
+
+def test_control_flow_that_follows_the_draw_still_works() -> None:
+    with pytest.warns(RandomnessWarning, match="every example gets its own"):
+        outputs = draws(Branches(), (torch.randn(5, 8),), "auto", 20)
+    assert outputs.shape == (20, 5, 8)
+
+
+def test_a_changed_rate_is_noticed() -> None:
+    network, x = mlp(nn.Dropout(0.5)).eval(), torch.randn(4, 8)
+    sampler = Sampler(strategy="vmap")
+    with torch.no_grad():
+        list(sampler.chunks(Forward(network, (x,), {}), num_samples=3, seed=0))
+        network[2].p = 0.9  # type: ignore[assignment]
+        got = torch.cat(list(sampler.chunks(Forward(network, (x,), {}), num_samples=3, seed=0)))
+    fresh = Sampler(strategy="loop")
+    with torch.no_grad():
+        want = torch.cat(list(fresh.chunks(Forward(network, (x,), {}), num_samples=3, seed=0)))
+    assert torch.allclose(got, want, atol=1e-6)
+
+
+class Greedy(nn.Module):
+    """Runs out of memory above a number of rows."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit, self.drop = limit, nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > self.limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.drop(x)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "loop", "fold"])
+@pytest.mark.parametrize("limit", [20, 7, 3])
+def test_out_of_memory_halves_the_work_and_keeps_the_draws(strategy: Any, limit: int) -> None:
+    x = torch.randn(10, 4)
+    want = draws(Greedy(1000), (x,), "loop")
+    if strategy == "fold" and limit < 20:
+        with pytest.raises(BadInput, match="does not fit into memory"):
+            draws(Greedy(limit), (x,), strategy)
+        return
+    assert torch.equal(draws(Greedy(limit), (x,), strategy), want)
+
+
+def test_out_of_memory_with_one_row_is_the_users_to_see() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        draws(Greedy(0), (torch.randn(3, 4),), "loop")
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(BadInput, match="strategy must be one of auto, replay, vmap, fold, loop, got 'fast'"):
+        Sampler(strategy="fast")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="memory_budget must be a positive"):
+        Sampler(memory_budget=0)
+
+
+def test_outputs_without_an_axis_of_examples_are_refused() -> None:
+    class Pools(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(dim=0)
+
+    with pytest.raises(BadInput, match="first axis must be that of the examples"):
+        Forward(Pools(), (torch.randn(4, 3),), {})()
+    with pytest.raises(BadInput, match="no tensor among the inputs"):
+        Forward(Pools(), ("text",), {})

@@ -1,0 +1,44 @@
+"""The suites and what they hold."""
+
+import pytest
+import torch
+
+from bayesguard.errors import BadInput
+from bayesguard.shift import FeatureNoise, Rotation, suite
+
+
+def test_what_the_suites_hold() -> None:
+    corruptions = suite("cifar10-c", seed=3)
+    assert len(corruptions) == 19 * 5
+    assert [(s.name, s.severity) for s in corruptions[:6]] == [
+        *(("gaussian_noise", s) for s in range(1, 6)),
+        ("shot_noise", 1),
+    ]
+    assert all(shift.seed == 3 for shift in corruptions)
+    everything = suite("images")
+    assert len(everything) == 21 * 5
+    assert [s.name for s in everything[95::5]] == ["rotation", "translation"]
+
+
+def test_published_rotations_and_translations() -> None:
+    rotations = suite("rotation")
+    assert all(isinstance(shift, Rotation) for shift in rotations)
+    assert [getattr(shift, "degrees", None) for shift in rotations] == [15.0 * s for s in range(1, 13)]
+    column = torch.zeros(1, 1, 1, 28)
+    column[..., 0] = 1
+    assert [shift(column).argmax().item() for shift in suite("translation")] == list(range(2, 28, 2))
+
+
+def test_tabular() -> None:
+    shifts = suite("tabular", scale=torch.ones(3))
+    assert [shift.severity for shift in shifts] == [1, 2, 3, 4, 5]
+    assert all(isinstance(shift, FeatureNoise) for shift in shifts)
+
+
+def test_bad_suites() -> None:
+    with pytest.raises(BadInput, match=r"name must be one of cifar10-c, images, .*; got 'imagenet-c'"):
+        suite("imagenet-c")
+    with pytest.raises(BadInput, match=r"needs scale=.*Available without scale: cifar10-c, images"):
+        suite("tabular")
+    with pytest.raises(BadInput, match="other suites take none: got name='images'"):
+        suite("images", scale=torch.ones(3))

@@ -1,0 +1,145 @@
+"""The structure that the code promises: import direction, public names, and a light import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import bayesguard as bg
+
+PACKAGE = Path(bg.__file__).parent
+
+# Each part may import from its own level (its own part only) and from the levels before it.
+LEVELS = [
+    {"errors"},
+    {"checks"},
+    {"predictive", "sampling", "shift"},
+    {"likelihoods"},
+    {"data", "calibration", "metrics"},
+    {"adversarial", "checkpoint", "history", "training_setup"},
+    {"training", "predictor"},
+    {"joint"},
+    {"posteriors"},
+    {"testing", "evaluation"},
+    {"comparison"},
+    {"plots"},
+    {"report", "tables"},
+    {"benchmarks"},
+    {"cli"},
+]
+HEAVY = {
+    "arviz",
+    "torchmetrics",
+    "matplotlib",
+    "sklearn",
+    "transformers",
+    "pandas",
+    "pyro",
+    "joblib",
+    "typer",
+    "tqdm",
+    "scipy",
+    "PIL",
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, *, top_level: bool) -> set[str]:
+    """The modules that a file imports, at its top level or anywhere but under TYPE_CHECKING."""
+    found: set[str] = set()
+
+    def visit(nodes: list[ast.stmt]) -> None:
+        for node in nodes:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                visit(node.orelse)
+                continue
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module or "")
+                found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            elif not (top_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
+                visit([child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)])
+
+    visit(ast.parse(path.read_text()).body)
+    return found
+
+
+def level_of(part: str) -> int:
+    return next(index for index, parts in enumerate(LEVELS) if part in parts)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    own = part_of(path)
+    for name in imports(path, top_level=True):
+        top, _, rest = name.partition(".")
+        if top != "bayesguard" or not rest:
+            continue
+        other = rest.split(".")[0]
+        if other == own or not any(other in parts for parts in LEVELS):
+            continue
+        assert level_of(other) < level_of(own), f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_heavy_import_at_the_top(path: Path) -> None:
+    if path == PACKAGE / "cli.py" or path.parent.name == "torchmetrics_classes":
+        return
+    heavy = {name.partition(".")[0] for name in imports(path, top_level=True)} & HEAVY
+    assert not heavy or part_of(path) == "metrics", f"{path.name} imports {heavy}"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = f"import bayesguard, sys; print(sorted({HEAVY!r} & set(sys.modules)))"
+    before = "import torch, sys; print(sorted(%r & set(sys.modules)))" % HEAVY  # noqa: UP031
+    with_torch = subprocess.check_output([sys.executable, "-c", before], text=True)
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == with_torch
+
+
+def test_public_names() -> None:
+    own = {name for name, value in vars(bg).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+    assert own - {*LAZY, "import_module", "Any", "TYPE_CHECKING"} == set(PUBLIC)
+    for name in (*PUBLIC, *LAZY):
+        assert getattr(bg, name) is not None
+    assert set(LAZY) <= set(dir(bg))
+
+
+PUBLIC = [
+    "BadFile",
+    "BadInput",
+    "BadType",
+    "BayesguardError",
+    "BayesguardWarning",
+    "CalibrationWarning",
+    "DeepEnsemble",
+    "Decomposition",
+    "Deterministic",
+    "IdenticalDraws",
+    "MCDropout",
+    "NotFitted",
+    "Predictive",
+    "Predictor",
+    "RandomnessWarning",
+    "UnsupportedNetwork",
+]
+LAZY = ["compare", "evaluate", "testing", "plots", "report"]
+SUBMODULES = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
+
+
+def test_nothing_unsafe_is_loaded_from_files() -> None:
+    """No pickle, no torch.load, no eval: a file must never run code."""
+    for path in modules():
+        tree = ast.parse(path.read_text())
+        called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not called & {"torch.load", "pickle.load", "pickle.loads", "eval", "exec"}, path

@@ -1,0 +1,215 @@
+"""The command line: what it reads, what it writes, and how it exits."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bayesguard as bg
+from bayesguard.cli import main
+
+PROBS = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+LABELS = np.array([0, 0, 1, 1])
+
+
+def run(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return int(stop.value.code or 0), output.out, output.err
+
+
+def npz(folder: Path, **arrays: Any) -> Path:
+    path = folder / "predictions.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def csv(folder: Path, text: str) -> Path:
+    pytest.importorskip("pandas")
+    path = folder / "predictions.csv"
+    path.write_text(text)
+    return path
+
+
+def accuracy(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> float:
+    out = path.parent / "out.json"
+    code, _, error = run(["evaluate", path, "--json", out, *arguments], capsys)
+    assert (code, error) == (0, "")
+    results = json.loads(out.read_text())["results"]
+    return float(next(r["value"] for r in results if r["metric"] == "accuracy" and r["group"] is None))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"], capsys) == (0, f"bayesguard {bg.__version__}\n", "")
+
+
+def test_evaluate_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = npz(tmp_path, probs=PROBS, targets=LABELS, where=np.array(["a", "a", "b", "b"]))
+    out, page = tmp_path / "out.json", tmp_path / "page.html"
+    arguments = ["evaluate", path, "--groups", "where", "--json", out, "--html", page, "--seed", 3]
+    code, text, error = run(arguments, capsys)
+    direct = bg.evaluate(bg.Predictive.from_probs(PROBS), LABELS, groups=["a", "a", "b", "b"], seed=3)
+    assert (code, error) == (0, "")
+    assert text == direct.table() + "\n"
+    assert out.read_text() == direct.to_json()
+    assert "predictions.npz" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (["accuracy<0.9"], 1),
+        (["accuracy<0.7"], 0),
+        (["ece > 0.05"], 1),
+        (["accuracy<=0.75"], 1),
+        (["accuracy>=0.76", "brier>1"], 0),
+        (["brier>1", "nll>=0"], 1),
+        (["aurc>0.9"], 0),
+    ],
+)
+def test_thresholds(limits: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = npz(tmp_path, probs=PROBS, labels=LABELS)
+    found, text, _ = run(["evaluate", path, *(word for limit in limits for word in ("--fail-if", limit))], capsys)
+    assert found == code
+    assert ("crossed" in text) == (code == 1)
+
+
+def test_undefined_number_crosses_every_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = npz(tmp_path, probs=PROBS[:2], labels=LABELS[:2])
+    assert run(["evaluate", path, "--fail-if", "error_auroc<0.5"], capsys)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give a command"),
+        (["evaluate"], "predictions"),
+        (["evaluate", "none.npz"], "none.npz does not exist"),
+        (["evaluate", "none.csv"], "none.csv does not exist"),
+        (["evaluate", "none.txt"], "no known kind"),
+        (["evaluate", "FILE", "--nonsense"], "--nonsense"),
+        (["evaluate", "FILE", "--targets", "truth"], "has no 'truth'"),
+        (["evaluate", "FILE", "--groups", "where"], "has no 'where'"),
+        (["evaluate", "FILE", "--metric", "eec"], "'eec'"),
+        (["evaluate", "FILE", "--fail-if", "ece=0.05"], "'ece=0.05'"),
+        (["evaluate", "FILE", "--fail-if", "eec>0.05"], "'eec'"),
+        (["evaluate", "FILE", "--fail-if", "rmse>0.05"], "'rmse'"),
+        (["evaluate", "FILE", "--json", "nowhere/out.json"], "nowhere"),
+        (["evaluate", "FILE", "--seed", "-1"], "seed"),
+        (["benchmark", "shift", "--data", "nonsense"], "nonsense"),
+        (["benchmark", "shift", "--method", "nonsense"], "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = npz(tmp_path, probs=PROBS, labels=LABELS)
+    code, _, error = run([str(path) if word == "FILE" else word for word in arguments], capsys)
+    assert code == 2
+    assert error.startswith("bayesguard: ")
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"labels": LABELS}, "no predictions"),
+        ({"probs": PROBS}, "targets"),
+        ({"probs": PROBS, "logits": PROBS, "labels": LABELS}, "several kinds"),
+        ({"probs": PROBS * 2, "labels": LABELS}, "row 0"),
+        ({"probs": PROBS, "labels": LABELS[:3]}, "shape"),
+        ({"probs": PROBS, "labels": LABELS + 5}, "label 5 in row 0"),
+        ({"probs": PROBS, "labels": np.array([0, 1, 0, np.nan])}, "row 3"),
+        ({"probs": PROBS, "labels": np.array(["a", "b", "a", "b"])}, "'a'"),
+        ({"probs": PROBS.astype(str), "labels": LABELS}, "'probs'"),
+        ({"probs": PROBS, "labels": np.array([{}] * 4, dtype=object)}, "pickled"),
+    ],
+)
+def test_bad_arrays(arrays: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(["evaluate", npz(tmp_path, **arrays)], capsys)
+    assert code == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "predictions.npz"
+    path.write_bytes(npz(tmp_path, probs=PROBS, labels=LABELS).read_bytes()[:200])
+    code, _, error = run(["evaluate", path], capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert str(path) in error
+
+
+def test_kinds_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert accuracy(npz(tmp_path, logits=np.log(PROBS), labels=LABELS), capsys) == 0.75
+    assert accuracy(npz(tmp_path, probs=np.stack([PROBS, PROBS]), y=LABELS.astype(np.uint8)), capsys) == 0.75
+    assert accuracy(npz(tmp_path, probs=PROBS[:, 1], labels=LABELS.astype(float)), capsys) == 0.75
+    assert accuracy(npz(tmp_path, probs=PROBS, truth=LABELS, labels=1 - LABELS), capsys, "--targets", "truth") == 0.75
+    for arrays in (
+        {"loc": np.zeros(4), "scale": np.ones(4)},
+        {"samples": np.random.default_rng(0).normal(size=(9, 4))},
+    ):
+        code, text, _ = run(["evaluate", npz(tmp_path, targets=np.arange(4.0), **arrays)], capsys)
+        assert code == 0
+        assert "CRPS" in text
+
+
+def test_classes_go_by_number_not_by_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["p10", "p2", *(f"p{k}" for k in (0, 1, 3, 4, 5, 6, 7, 8, 9))]
+    row = ",".join("1" if name == "p10" else "0" for name in names)
+    path = csv(tmp_path, f"{','.join(names)},label\n{row},10\n{row},0\n")
+    assert accuracy(path, capsys) == 0.5
+    code, _, error = run(["evaluate", csv(tmp_path, "p0,p2,label\n1,0,0\n")], capsys)
+    assert code == 2
+    assert "without a gap" in error
+
+
+def test_classes_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "prob_dog,prob_cat,label\n0.9,0.1,dog\n0.2,0.8,dog\n0.3,0.7,cat\n0.4,0.6,cat\n"
+    assert accuracy(csv(tmp_path, text), capsys) == 0.75
+    code, _, error = run(["evaluate", csv(tmp_path, text + "0.4,0.6,1\n")], capsys)
+    assert code == 2
+    assert "the classes are dog, cat" in error
+
+
+def test_numbers_and_missing_values_in_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(["evaluate", csv(tmp_path, "loc,scale,y\n0,1,0.5\n1,1,2\n")], capsys)
+    assert code == 0
+    assert "RMSE" in text
+    code, _, error = run(["evaluate", csv(tmp_path, "logit_0,logit_1,y\n0,1,0\n1,1,\n")], capsys)
+    assert code == 2
+    assert "row 1" in error
+
+
+def test_benchmark_is_handed_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("bayesguard.benchmarks.shift.run", lambda data, **options: seen.update(options, data=data))
+    arguments = ["benchmark", "shift", "--data", "mnist", "--method", "mc_dropout", "--device", "cpu", "--seed", "4"]
+    assert run([*arguments, "--out", tmp_path], capsys)[0] == 0
+    assert (seen["data"], seen["methods"], seen["device"], seen["seed"]) == ("mnist", ["mc_dropout"], "cpu", 4)
+    assert seen["out"] == tmp_path
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    path = npz(tmp_path, probs=PROBS, labels=LABELS)
+    code = "from bayesguard.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", str(path), "--fail-if", "ece>0.05"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "crossed: ece>0.05" in done.stdout
+    assert "Traceback" not in done.stderr

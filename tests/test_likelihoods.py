@@ -1,0 +1,172 @@
+"""Likelihoods: densities against scipy, targets checked, predictives of the right kind."""
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import bayesguard as bg
+from bayesguard import likelihoods
+from bayesguard.errors import BadInput, BadType, BayesguardWarning
+
+
+def test_categorical_log_prob_is_the_log_softmax() -> None:
+    logits = torch.randn(5, 4, dtype=torch.float64)
+    labels = torch.tensor([0, 3, 2, 1, 1])
+    want = torch.stack([row.exp().div(row.exp().sum()).log()[label] for row, label in zip(logits, labels, strict=True)])
+    assert torch.allclose(likelihoods.Categorical().log_prob(logits, labels), want)
+
+
+def test_classes_first_are_moved_last() -> None:
+    outputs = torch.randn(2, 4, 3, 3)
+    targets = torch.randint(0, 4, (2, 3, 3))
+    first, last = likelihoods.Categorical(class_dim=1), likelihoods.Categorical()
+    want = last.log_prob(outputs.movedim(1, -1), targets)
+    assert torch.equal(first.log_prob(outputs, targets), want)
+    pred = first.predictive(outputs.unsqueeze(0).expand(3, -1, -1, -1, -1))
+    assert pred.batch_shape == (2, 3, 3)
+    assert isinstance(pred, bg.predictive.CategoricalPredictive)
+    assert pred.num_classes == 4
+
+
+def test_bernoulli_density_against_scipy() -> None:
+    logits, y = torch.randn(6, dtype=torch.float64), torch.tensor([0, 1, 1, 0, 1, 0])
+    want = torch.from_numpy(stats.bernoulli.logpmf(y.numpy(), logits.sigmoid().numpy()))
+    assert torch.allclose(likelihoods.Bernoulli().log_prob(logits, y), want)
+
+
+def test_real_densities_against_scipy() -> None:
+    outputs = torch.randn(6, 2, dtype=torch.float64)
+    y = torch.randn(6, dtype=torch.float64)
+    loc, scale = outputs[:, 0].numpy(), torch.nn.functional.softplus(outputs[:, 1]).numpy()
+    cases: list[tuple[likelihoods.Likelihood, Tensor, object]] = [
+        (likelihoods.Gaussian(scale=0.7).double(), outputs[:, 0], stats.norm(loc, 0.7)),
+        (likelihoods.HeteroscedasticGaussian(), outputs, stats.norm(loc, scale)),
+        (likelihoods.StudentT(3.0), outputs, stats.t(3.0, loc, scale)),
+    ]
+    for likelihood, raw, reference in cases:
+        want = torch.from_numpy(reference.logpdf(y.numpy()))  # type: ignore[attr-defined]
+        assert torch.allclose(likelihood.log_prob(raw, y), want, atol=1e-7), likelihood
+
+
+def test_poisson_density_against_scipy() -> None:
+    log_rate, y = torch.randn(5, dtype=torch.float64), torch.tensor([0, 1, 2, 5, 3])
+    want = torch.from_numpy(stats.poisson.logpmf(y.numpy(), log_rate.exp().numpy()))
+    assert torch.allclose(likelihoods.Poisson().log_prob(log_rate, y), want)
+
+
+def test_learned_noise_finds_the_residuals_scale() -> None:
+    """The maximum-likelihood noise is the root mean square of the residuals."""
+    residuals = torch.tensor([0.5, -1.5, 1.0, 2.0, -0.25])
+    likelihood = likelihoods.Gaussian()
+    optimizer = torch.optim.LBFGS(likelihood.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = likelihood.loss(torch.zeros(5), residuals)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert torch.allclose(likelihood.scale, residuals.square().mean().sqrt(), rtol=1e-4)
+
+
+def test_beta_nll_at_one_has_the_gradient_of_a_squared_error() -> None:
+    """Seitzer et al. 2022, section 4: with beta = 1 the location's gradient is that of (y - mu)^2 / 2."""
+    outputs = torch.randn(7, 2, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(7, dtype=torch.float64)
+    likelihoods.HeteroscedasticGaussian(beta=1.0).loss(outputs, y).backward()
+    want = (outputs[:, 0] - y).detach() / 7
+    assert outputs.grad is not None
+    assert torch.allclose(outputs.grad[:, 0], want)
+
+
+def test_beta_changes_the_loss_and_no_density() -> None:
+    outputs, y = torch.randn(4, 2), torch.randn(4)
+    plain, beta = likelihoods.HeteroscedasticGaussian(), likelihoods.HeteroscedasticGaussian(beta=0.5)
+    assert torch.equal(plain.log_prob(outputs, y), beta.log_prob(outputs, y))
+    assert plain.loss(outputs, y) != beta.loss(outputs, y)
+
+
+def test_loss_is_the_mean_over_examples_of_the_sum_over_outputs() -> None:
+    outputs, y = torch.randn(4, 3), torch.randn(4, 3)
+    likelihood = likelihoods.Gaussian(scale=1.0)
+    assert torch.allclose(likelihood.loss(outputs, y), -likelihood.log_prob(outputs, y).sum(dim=1).mean())
+
+
+def test_probabilities_are_refused_where_logits_belong() -> None:
+    probs = torch.randn(6, 4).softmax(dim=-1)
+    with pytest.raises(BadInput, match=r"outputs are probabilities.*leave the softmax out"):
+        likelihoods.Categorical().loss(probs, torch.zeros(6, dtype=torch.long))
+    with pytest.raises(BadInput, match="outputs are probabilities"):
+        likelihoods.Categorical().predictive(probs.unsqueeze(0))
+
+
+def test_d11_logits_between_0_and_1_stay_logits() -> None:
+    logits = torch.rand(6, 4)
+    pred = likelihoods.Categorical().predictive(logits.unsqueeze(0))
+    assert torch.allclose(pred.mean, logits.softmax(dim=-1))
+
+
+def test_a_sigmoid_at_the_end_is_warned_of() -> None:
+    with pytest.warns(BayesguardWarning, match="leave it out"):
+        likelihoods.Bernoulli().predictive(torch.rand(1, 100))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "targets", "message"),
+    [
+        (likelihoods.Categorical(), torch.randn(3, 2), torch.tensor([0, 1, 2]), r"label 2 in row 2.*0\.\.1"),
+        (likelihoods.Categorical(), torch.randn(3, 2), torch.tensor([0, -100, 1]), "label -100 in row 1"),
+        (likelihoods.Categorical(), torch.randn(3, 2), torch.tensor([[0], [1], [1]]), r"shape \(3, 1\)"),
+        (likelihoods.Categorical(), torch.randn(3, 1), torch.tensor([0, 0, 0]), "use likelihoods.Bernoulli"),
+        (likelihoods.Categorical(), torch.randn(3), torch.tensor([0, 0, 0]), "no axis -1 of classes"),
+        (
+            likelihoods.Bernoulli(),
+            torch.randn(3),
+            torch.tensor([0.0, 0.5, 1.0]),
+            "other than 0 and 1 in row 1",
+        ),
+        (likelihoods.Gaussian(), torch.randn(3, 1), torch.randn(3), r"shape \(3,\), but \(3, 1\) is needed"),
+        (
+            likelihoods.Gaussian(),
+            torch.randn(3),
+            torch.tensor([0.0, torch.nan, 1.0]),
+            "NaN or infinity in row 1",
+        ),
+        (likelihoods.HeteroscedasticGaussian(), torch.randn(3), torch.randn(3), "last axis of size 2"),
+        (likelihoods.StudentT(), torch.randn(3, 3), torch.randn(3), "last axis of size 2"),
+        (likelihoods.Poisson(), torch.randn(3), torch.tensor([1.0, -1.0, 2.0]), "not a count in row 1"),
+        (likelihoods.Poisson(), torch.randn(3), torch.tensor([1.0, 2.5, 2.0]), "not a count in row 1"),
+    ],
+)
+def test_bad_targets_are_named(
+    likelihood: likelihoods.Likelihood, outputs: Tensor, targets: Tensor, message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        likelihood.log_prob(outputs, targets)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(BadInput, match="class_dim is 0"):
+        likelihoods.Categorical(class_dim=0)
+    with pytest.raises(BadInput, match="scale must be a positive number, got -1"):
+        likelihoods.Gaussian(scale=-1.0)
+    with pytest.raises(BadInput, match=r"beta must lie in 0\.\.1"):
+        likelihoods.HeteroscedasticGaussian(beta=2.0)
+    with pytest.raises(BadInput, match="df must be a positive number"):
+        likelihoods.StudentT(df=0.0)
+    with pytest.raises(BadType, match="one-hot"):
+        likelihoods.Categorical().log_prob(torch.randn(2, 3), torch.eye(3)[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_d5_every_integer_dtype_is_a_label(dtype: torch.dtype) -> None:
+    labels = torch.tensor([0, 2, 1]).to(dtype)
+    assert likelihoods.Categorical().log_prob(torch.randn(3, 3), labels).shape == (3,)
+
+
+def test_half_precision_outputs_are_widened() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_prob = likelihoods.Categorical().log_prob(torch.randn(3, 10).bfloat16(), torch.tensor([1, 2, 3]))
+    assert log_prob.dtype == torch.float32

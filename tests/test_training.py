@@ -1,0 +1,315 @@
+"""The loop is the loop that one would write by hand, and repeats itself."""
+
+import functools
+import math
+import random
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from bayesguard.data import Batch
+from bayesguard.errors import BadInput, BadType
+from bayesguard.history import History
+from bayesguard.training import fit
+
+_SOURCE = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(20, 3, generator=_SOURCE)
+TARGETS = INPUTS @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.1 * torch.randn(20, 1, generator=_SOURCE)
+DATA = (INPUTS, TARGETS)
+
+
+def _network(seed: int = 0) -> nn.Sequential:
+    """A small network with all that has state: dropout, batch statistics, several layers."""
+    with torch.random.fork_rng():
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+def _squares(module: nn.Module) -> Callable[[Batch, int], Tensor]:
+    def loss(batch: Batch, num_data: int) -> Tensor:
+        value: Tensor = (module(*batch.inputs) - batch.targets).square().mean()
+        return value
+
+    return loss
+
+
+def _fit(module: nn.Module, data: Any = DATA, **settings: Any) -> History:
+    return fit(module, _squares(module), data, **{"epochs": 3, "batch_size": 8, "seed": 1, **settings})
+
+
+def _equal(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+SGD = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_the_loop_is_the_one_written_by_hand(clip: float | None) -> None:
+    ours = nn.Linear(3, 1)
+    theirs = deepcopy(ours)
+    batches = [(INPUTS[:8], TARGETS[:8]), (INPUTS[8:16], TARGETS[8:16]), (INPUTS[16:], TARGETS[16:])]
+    history = _fit(ours, batches, optimizer=SGD, scheduler=lambda o: StepLR(o, 1, 0.5), gradient_clip=clip)
+    optimizer = SGD(theirs.parameters())
+    losses = []
+    for epoch in range(3):
+        total = 0.0
+        for inputs, targets in batches:
+            loss = (theirs(inputs) - targets).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if clip is not None:
+                nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+            optimizer.step()
+            total += len(inputs) * float(loss.detach())
+        losses.append(total / 20)
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.5 ** (epoch + 1)
+    assert _equal(ours, theirs)
+    assert [epoch.train_loss for epoch in history.epochs] == losses
+    assert [epoch.learning_rate for epoch in history.epochs] == [0.05, 0.025, 0.0125]
+
+
+def test_the_default_is_adam() -> None:
+    ours, theirs = nn.Linear(3, 1), nn.Linear(3, 1)
+    theirs.load_state_dict(ours.state_dict())
+    _fit(ours)
+    _fit(theirs, optimizer=functools.partial(torch.optim.Adam, lr=1e-3))
+    assert _equal(ours, theirs)
+
+
+def test_an_optimizer_with_closures_solves_least_squares() -> None:
+    module = nn.Linear(3, 1, dtype=torch.float64)
+    inputs, targets = INPUTS.double(), TARGETS.double()
+    nn.init.zeros_(module.weight)
+    nn.init.zeros_(module.bias)
+    newton = functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe", tolerance_grad=0, tolerance_change=0)
+    _fit(module, [(inputs, targets)], optimizer=newton, epochs=3)
+    design = torch.cat([inputs, torch.ones(20, 1, dtype=torch.float64)], dim=1)
+    solution = torch.linalg.lstsq(design, targets).solution.flatten()
+    found = torch.cat([module.weight.flatten(), module.bias])
+    assert torch.allclose(found, solution, atol=1e-8)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+    first, second, third = _network(), _network(), _network()
+    histories = _fit(first), _fit(second), _fit(third, seed=2)
+    assert _equal(first, second)
+    assert histories[0] == histories[1]
+    assert not _equal(first, third)
+
+
+def test_a7_the_callers_random_streams_rest() -> None:
+    states = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()  # noqa: NPY002
+    loader = DataLoader(TensorDataset(*DATA), batch_size=8, shuffle=True)
+    _fit(_network(), loader, validation=loader)
+    with pytest.raises(BadInput):
+        _fit(_network(), (INPUTS * math.nan, TARGETS))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert repr(np.random.get_state()) == states[1]  # noqa: NPY002
+    assert random.getstate() == states[2]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a3_modes_come_back_module_by_module(fails: bool) -> None:
+    module = _network().eval()
+    module[3].train()
+    modes: list[list[bool]] = []
+
+    def loss(batch: Batch, num_data: int) -> Tensor:
+        modes.append([part.training for part in module.modules()])
+        if fails:
+            raise KeyboardInterrupt
+        return _squares(module)(batch, num_data)
+
+    def validation_loss(data: Any) -> float:
+        assert not any(part.training for part in module.modules())
+        assert not torch.is_grad_enabled()
+        return 0.0
+
+    try:
+        fit(module, loss, DATA, epochs=2, validation=DATA, validation_loss=validation_loss)
+    except KeyboardInterrupt:
+        assert fails
+    assert all(all(flags) for flags in modes)
+    assert [part.training for part in module] == [False, False, False, True, False]
+    assert not module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_validation_does_not_change_the_training() -> None:
+    alone, watched = _network(), _network()
+    _fit(alone)
+
+    def noisy(data: Any) -> float:
+        return float(torch.rand(()))
+
+    _fit(watched, validation=DATA, validation_loss=noisy)
+    assert _equal(alone, watched)
+
+
+def test_early_stopping_goes_back_to_the_best_weights() -> None:
+    scores = [3.0, 2.0, 2.5, 2.0, 1.0]
+    module = nn.Linear(3, 1)
+    seen: list[dict[str, Tensor]] = []
+
+    def validation_loss(data: Any) -> float:
+        seen.append(deepcopy(module.state_dict()))
+        return scores[len(seen) - 1]
+
+    history = fit(
+        module, _squares(module), DATA, epochs=5, validation=DATA, validation_loss=validation_loss, patience=2
+    )
+    assert len(history) == 4
+    assert history.stopped_early
+    assert history.best_epoch == 2
+    assert all(torch.equal(module.state_dict()[name], seen[1][name]) for name in seen[1])
+    assert not torch.equal(seen[3]["weight"], seen[1]["weight"])
+
+
+def test_without_patience_the_last_weights_stay() -> None:
+    ours, theirs = _network(), _network()
+    worse = iter([1.0, 2.0, 3.0])
+    history = _fit(ours, validation=DATA, validation_loss=lambda data: next(worse))
+    _fit(theirs)
+    assert _equal(ours, theirs)
+    assert (history.best_epoch, history.stopped_early) == (1, False)
+
+
+def test_validation_without_a_loss_of_its_own_is_the_mean_of_the_objective() -> None:
+    module = _network()
+    history = _fit(module, validation=DATA)
+    expected = (module.eval()(INPUTS) - TARGETS).square().mean().item()
+    assert history.epochs[-1].validation_nll == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_names_its_place_and_leaves_the_parameters() -> None:
+    inputs = INPUTS.clone()
+    inputs[9] = math.nan
+    ours, theirs = nn.Linear(3, 1), nn.Linear(3, 1)
+    theirs.load_state_dict(ours.state_dict())
+    with pytest.raises(BadInput, match=r"the loss is nan in epoch 1, batch 1;.*lower learning rate"):
+        _fit(ours, [(inputs[:8], TARGETS[:8]), (inputs[8:], TARGETS[8:])])
+    _fit(theirs, [(inputs[:8], TARGETS[:8])], epochs=1)
+    assert _equal(ours, theirs)
+
+
+def test_a_gradient_that_is_not_finite_is_caught_though_the_loss_is_finite() -> None:
+    module = nn.Linear(3, 1)
+    before = deepcopy(module)
+
+    def loss(batch: Batch, num_data: int) -> Tensor:
+        return (module.weight * 0).abs().sum().sqrt()
+
+    with pytest.raises(BadInput, match="norm of the gradient is nan in epoch 1, batch 0"):
+        fit(module, loss, DATA, epochs=1)
+    assert _equal(module, before)
+
+
+class _Dry:
+    """Looks re-iterable and is not."""
+
+    def __init__(self) -> None:
+        self.rows = iter([(INPUTS, TARGETS)])
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.rows
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "message"),
+    [
+        (iter([DATA]), {}, "data is an iterator: it would run dry"),
+        (DATA, {"validation": iter([DATA])}, "validation is an iterator"),
+        (_Dry(), {}, "yields no batches"),
+        ([], {}, "yields no batches"),
+        ((INPUTS[:0], TARGETS[:0]), {}, "no rows to train on"),
+        (DataLoader(TensorDataset(*DATA), batch_size=32, drop_last=True), {}, "drop_last"),
+        ([{"x": INPUTS, "y": TARGETS}], {"input_key": "x"}, "no targets"),
+        (DATA, {"epochs": 0}, "epochs"),
+        (DATA, {"patience": 1}, "patience needs validation"),
+        (DATA, {"gradient_clip": 0.0}, "gradient_clip"),
+        (DATA, {"precision": "float32"}, "precision must be"),
+        (DATA, {"precision": "float16"}, "needs CUDA"),
+        (DATA, {"validation": DATA, "validation_loss": lambda data: math.nan}, "validation NLL is NaN after epoch 1"),
+        (DATA, {"optimizer": torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1)}, "works on a copy"),
+    ],
+)
+def test_unusable_settings_are_named(data: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        _fit(_network(), data, **settings)
+
+
+def test_optimizers_of_the_wrong_kind_are_named() -> None:
+    module = _network()
+    for wrong in ("adam", lambda parameters: None):
+        with pytest.raises(BadType, match=r"functools\.partial"):
+            _fit(module, optimizer=wrong)
+    with pytest.raises(BadInput, match="nothing to train"):
+        _fit(module.requires_grad_(False))
+
+
+def test_a_ready_optimizer_of_this_module_is_used() -> None:
+    ours, theirs = _network(), _network()
+    _fit(ours, optimizer=SGD(ours.parameters()))
+    _fit(theirs, optimizer=SGD)
+    assert _equal(ours, theirs)
+
+
+def test_an_iterator_serves_one_epoch() -> None:
+    ours, theirs = _network(), _network()
+    _fit(ours, iter([DATA]), epochs=1)
+    _fit(theirs, [DATA], epochs=1)
+    assert _equal(ours, theirs)
+
+
+def test_the_objective_gets_the_rows_of_the_whole_data() -> None:
+    module = nn.Linear(3, 1)
+    seen = []
+
+    def loss(batch: Batch, num_data: int) -> Tensor:
+        seen.append((num_data, batch.num_rows))
+        return _squares(module)(batch, num_data)
+
+    fit(module, loss, DataLoader(TensorDataset(*DATA), batch_size=8, drop_last=True), epochs=1)
+    assert seen == [(16, 8), (16, 8)]
+
+
+def test_frozen_parameters_stay_and_numpy_follows_the_module() -> None:
+    module = _network()
+    module[0].requires_grad_(False)
+    before = deepcopy(module.state_dict())
+    _fit(module, (INPUTS.double().numpy(), TARGETS))
+    after = module.state_dict()
+    assert torch.equal(after["0.weight"], before["0.weight"])
+    assert not torch.equal(after["4.weight"], before["4.weight"])
+
+
+def test_bfloat16_runs_the_forward_pass_in_it_and_keeps_float32_parameters() -> None:
+    module = nn.Linear(3, 1)
+    dtypes = set()
+
+    def loss(batch: Batch, num_data: int) -> Tensor:
+        outputs = module(*batch.inputs)
+        dtypes.add(outputs.dtype)
+        return (outputs.float() - batch.targets).square().mean()
+
+    history = fit(module, loss, DATA, epochs=30, optimizer=SGD, precision="bfloat16")
+    losses = [epoch.train_loss for epoch in history.epochs]
+    assert dtypes == {torch.bfloat16}
+    assert module.weight.dtype == torch.float32
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_progress_is_shown_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    _fit(_network())
+    assert capsys.readouterr().err == ""
+    _fit(_network(), progress=True)
+    assert "60/60" in capsys.readouterr().err
