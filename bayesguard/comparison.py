@@ -11,11 +11,12 @@ from torch import Tensor
 from bayesguard.checks import check_count, check_level
 from bayesguard.data import is_one_shot
 from bayesguard.errors import BadInput
-from bayesguard.evaluation import NUM_RESAMPLES, check_same_targets, interval, predictions, to_json
+from bayesguard.evaluation import NUM_RESAMPLES, check_same_targets, interval, predictions
 from bayesguard.metrics.bootstrap import bootstrap_weights
 from bayesguard.metrics.registry import EVALUATION_METRICS, Scores, specs_for
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
+from bayesguard.results import to_json
 
 
 class Difference(NamedTuple):

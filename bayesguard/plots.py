@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bayesguard.errors import BadInput
-from bayesguard.evaluation import Evaluation
 from bayesguard.metrics.registry import EVALUATION_METRICS
+from bayesguard.results import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

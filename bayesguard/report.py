@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from bayesguard import plots
 from bayesguard.errors import BadInput
-from bayesguard.evaluation import CLEAN, MEAN, Evaluation, Result, show, write_text
 from bayesguard.metrics.registry import EVALUATION_METRICS
+from bayesguard.results import CLEAN, MEAN, Evaluation, Result, show, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

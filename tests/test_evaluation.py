@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
-from bayesguard.evaluation import Evaluation, Result, combined_table, evaluate, interval, show
+from bayesguard.evaluation import evaluate, interval
 from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
 from bayesguard.metrics.registry import EVALUATION_METRICS
 from bayesguard.predictive import Predictive
+from bayesguard.results import Evaluation, Result, combined_table, show
 
 PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
 LABELS = torch.tensor([0, 0, 1, 1])

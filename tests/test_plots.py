@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard import plots
 from bayesguard.errors import BadInput
-from bayesguard.evaluation import Evaluation
 from bayesguard.predictive import Predictive
+from bayesguard.results import Evaluation
 
 
 class Noise:

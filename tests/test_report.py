@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard import report
 from bayesguard.errors import BadInput
-from bayesguard.evaluation import Evaluation, show
 from bayesguard.predictive import Predictive
+from bayesguard.results import Evaluation, show
 
 NASTY = '<script>alert("x")</script> & co'
 

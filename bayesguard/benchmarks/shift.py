@@ -18,8 +18,8 @@ import bayesguard as bg
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.networks import ResNet20, SmallCNN
 from bayesguard.errors import BadInput
-from bayesguard.evaluation import Evaluation
 from bayesguard.predictor import Predictor
+from bayesguard.results import Evaluation
 from bayesguard.sampling import seeded_default_generators
 
 METRICS = ("accuracy", "nll", "brier", "ece")
@@ -164,7 +164,7 @@ def _write(
     say: Callable[[str], None],
 ) -> None:
     from bayesguard import plots, report
-    from bayesguard.evaluation import combined_table
+    from bayesguard.results import combined_table
 
     out.mkdir(parents=True, exist_ok=True)
     name = f"shift-{images.name}"
