@@ -124,6 +124,7 @@ class Predictor(nn.Module, ABC):
 
     # What every method inherits.
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def forward(
         self,
@@ -153,7 +154,7 @@ class Predictor(nn.Module, ABC):
         self, *inputs: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
     ) -> Tensor:
         """Return raw outputs `[S, N, ...]`, before the likelihood and any calibration."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             positional, keywords = self._prepare(inputs, kwargs)
             samples, seed = self._samples(num_samples), self._seed(seed)
             return torch.cat(list(self.output_chunks(*positional, num_samples=samples, seed=seed, **keywords)))
@@ -229,7 +230,8 @@ class Predictor(nn.Module, ABC):
         for calibrator in chosen:
             if not isinstance(calibrator, Calibrator):
                 raise BadType(f"calibrators must be bayesguard.calibration objects, got {type(calibrator).__name__}")
-        before, self.calibrators = self.calibrators, nn.ModuleList()
+        before = self.calibrators
+        self.forget_calibration()
         try:
             predictive, targets = self.predict_with_targets(data, batch_size=batch_size, keep_draws=True)
             for calibrator in chosen:
@@ -269,8 +271,12 @@ class Predictor(nn.Module, ABC):
             checkpoint: File written after each epoch; where it exists, training goes on from it to the same bits.
             progress: True for a progress bar.
             batch_size: Rows a batch, where `data` is a pair of arrays.
+
+        Calibrators that were fitted to the network as it was are dropped.
         """
         from bayesguard.training import fit
+
+        self.forget_calibration()
 
         def objective(batch: Batch, num_data: int) -> Tensor:
             return self.loss(join_inputs(batch), batch.targets, num_data=num_data)  # type: ignore[arg-type]
@@ -294,6 +300,10 @@ class Predictor(nn.Module, ABC):
             target_key=self.target_key,
             batch_size=batch_size,
         )
+
+    def forget_calibration(self) -> None:
+        """Drop the calibrators: what was fitted to other weights says nothing about these."""
+        self.calibrators = nn.ModuleList().eval()
 
     @torch.no_grad()
     def validation_loss(self, data: Any, batch_size: int | None = None) -> float:
@@ -321,7 +331,7 @@ class Predictor(nn.Module, ABC):
         return self.seed if seed is None else check_count(seed, "seed", minimum=0)
 
     def _prepare(self, inputs: Iterable[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Turn NumPy inputs into tensors like the parameters, after checking that the network is ready."""
+        """Turn inputs into plain tensors like the parameters, after checking that the network is ready."""
         for name, module in self.network.named_modules():
             if module.training:
                 raise BadInput(
@@ -332,7 +342,8 @@ class Predictor(nn.Module, ABC):
 
         def convert(value: Any) -> Any:
             if not isinstance(value, np.ndarray):
-                return value
+                # A tensor made in inference mode could not be changed in place by the network's first layer.
+                return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
             tensor = torch.from_numpy(np.ascontiguousarray(value))
             dtype = reference.dtype if reference is not None and tensor.is_floating_point() else tensor.dtype
             return tensor.to(self._device, dtype)
@@ -359,18 +370,19 @@ class Predictor(nn.Module, ABC):
 
     def _batches(self, data: Any, batch_size: int | None) -> Iterator[Batch]:
         reference = next(self.network.parameters(), None)
-        stream = batches(
-            data,
-            batch_size=batch_size or 256,
-            input_key=self.input_key,
-            target_key=self.target_key,
-            numpy_dtype=None if reference is None else reference.dtype,
-        )
         # A loader's iterator draws a seed from the default generator, even where it shuffles nothing.
         with torch.random.fork_rng(devices=[]):
+            stream = batches(
+                data,
+                batch_size=batch_size or 256,
+                input_key=self.input_key,
+                target_key=self.target_key,
+                numpy_dtype=None if reference is None else reference.dtype,
+            )
             first = next(stream)
         return (to_device(batch, self._device) for batch in itertools.chain([first], stream))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _stream(
         self,

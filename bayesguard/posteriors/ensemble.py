@@ -142,6 +142,8 @@ class DeepEnsemble(Predictor):
         """
         from bayesguard.posteriors.ensemble_training import fit_members
 
+        for predictor in (self, *self.members):
+            predictor.forget_calibration()
         return fit_members(self, data, **settings)
 
     def member_data(self, data: Any, index: int) -> Any:

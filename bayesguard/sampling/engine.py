@@ -330,7 +330,7 @@ class _Draws:
 
     def _stacked(self, draws: Sequence[int], index: int, call: MaskCall) -> Tensor:
         place = self.plan.layout[index] if self.plan.layout else None
-        return torch.stack([self.masks([draw])._draw(draw, index, place, call) for draw in draws])
+        return torch.stack([self.masks([draw]).keep_of(draw, index, place, call) for draw in draws])
 
     def _grouped(self, draws: Sequence[int], group: Callable[[Sequence[int]], Tensor]) -> Iterator[Tensor]:
         """Run groups of draws, halving their size when memory runs out."""

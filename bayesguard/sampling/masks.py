@@ -74,7 +74,7 @@ class Masks:
     def keep(self, shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
         call = MaskCall(tuple(shape), rate, device)
         place = self._place(len(self.calls), call)
-        keeps = [self._draw(draw, len(self.calls), place, call) for draw in self.draws]
+        keeps = [self.keep_of(draw, len(self.calls), place, call) for draw in self.draws]
         self.calls.append(call)
         return spread(torch.stack(keeps), place, call.shape) if len(keeps) > 1 else _tile(keeps[0], place, shape)
 
@@ -88,7 +88,8 @@ class Masks:
             raise PassesDiffer("a random call has no axis of examples, so draws cannot share a batch")
         return place
 
-    def _draw(self, draw: int, index: int, place: BatchAxis | None, call: MaskCall) -> Tensor:
+    def keep_of(self, draw: int, index: int, place: BatchAxis | None, call: MaskCall) -> Tensor:
+        """Return the mask of one draw for call number `index`, of size 1 (or its units) along the examples."""
         shape = list(call.shape)
         path: tuple[int, ...] = (draw, index)
         if place is not None and self.per_example:

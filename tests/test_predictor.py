@@ -1,0 +1,157 @@
+"""What every predictor inherits: streaming, calibration, seeds, and what it leaves alone."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bayesguard as bg
+from bayesguard.errors import BadInput, BadType
+from tests.networks import mlp
+
+X = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(50) % 3
+
+
+def predictor(**options: Any) -> bg.MCDropout:
+    torch.manual_seed(0)
+    return bg.MCDropout(mlp(nn.Dropout(0.5)), num_samples=8, **options)
+
+
+def test_a_loader_leaves_the_callers_random_state_alone() -> None:
+    loader = DataLoader(TensorDataset(X, Y), batch_size=16)
+    own = predictor()
+    before = torch.get_rng_state()
+    own.predict(loader)
+    own.calibrate(loader)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_d6_targets_of_a_shuffled_loader_stay_with_their_rows() -> None:
+    x = torch.eye(3).repeat(20, 1)
+    y = torch.arange(3).repeat(20)
+    network = nn.Linear(3, 3, bias=False)
+    network.weight.data = 9 * torch.eye(3)
+    loader = DataLoader(TensorDataset(x, y), batch_size=7, shuffle=True)
+    pred, targets = bg.Deterministic(network).predict_with_targets(loader)
+    assert torch.equal(pred.labels, targets)
+
+
+def test_numpy_inputs_are_cast_like_the_parameters() -> None:
+    own = predictor()
+    assert torch.allclose(own(X.double().numpy()).probs, own(X).probs)
+    assert torch.allclose(own.predict(X.double().numpy()).probs, own(X).probs, atol=1e-6)
+
+
+def test_draws_made_in_inference_mode_can_be_fitted_on() -> None:
+    with torch.inference_mode():
+        inputs = X + 0
+        pred = bg.MCDropout(nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(8, 3)))(inputs)
+    scale = torch.ones((), requires_grad=True)
+    (pred.draw_logits * scale).sum().backward()
+    assert scale.grad is not None
+
+
+def test_per_example_masks_are_apart_between_batches() -> None:
+    own = predictor(masks="per_example")
+    same = X[:1].expand(6, -1)
+    pred = own.predict((same, Y[:6]), batch_size=2, keep_draws=True)
+    assert torch.pdist(pred.draw_logits.movedim(1, 0).flatten(1)).min() > 1e-3
+
+
+def test_calibrating_again_replaces_and_an_error_keeps_what_was() -> None:
+    own = predictor()
+    own.calibrate((X, Y))
+    first = own.calibrators[0].temperature.clone()  # type: ignore[operator]
+    own.calibrate((X, Y))
+    assert len(own.calibrators) == 1
+    assert torch.equal(own.calibrators[0].temperature, first)  # type: ignore[arg-type]
+    with pytest.raises(BadInput):
+        own.calibrate((X, Y + 5))
+    assert torch.equal(own.calibrators[0].temperature, first)  # type: ignore[arg-type]
+    with pytest.raises(BadType, match=r"calibrators must be bayesguard.calibration objects"):
+        own.calibrate((X, Y), "temperature")  # type: ignore[arg-type]
+
+
+def test_calibration_is_forgotten_when_the_weights_change() -> None:
+    own = predictor()
+    own.calibrate((X, Y)).fit((X, Y), epochs=1)
+    assert len(own.calibrators) == 0
+    ensemble = bg.DeepEnsemble([predictor(), bg.Deterministic(mlp())])
+    ensemble.members[0].calibrate((X, Y))
+    ensemble.calibrate((X, Y)).fit((X, Y), epochs=1)
+    assert len(ensemble.calibrators) == len(ensemble.members[0].calibrators) == 0
+
+
+def test_calibration_acts_on_every_draw() -> None:
+    own = predictor()
+    before = own(X)
+    own.calibrate((X, Y))
+    temperature = float(own.calibrators[0].temperature)  # type: ignore[arg-type]
+    after = own(X)
+    assert torch.allclose(after.draw_logits, (before.draw_logits / temperature).log_softmax(-1), atol=1e-5)
+
+
+def test_a_draw_can_be_differentiated() -> None:
+    x = X.clone().requires_grad_()
+    predictor().draw(3)(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().max() > 0
+
+
+def test_a_copy_and_its_original_live_apart() -> None:
+    network = mlp(nn.Dropout(0.5))
+    own = bg.MCDropout(network)
+    want = own(X).probs
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(own(X).probs, want)
+    assert torch.equal(copy.deepcopy(own)(X).probs, want)
+
+
+def test_progress_bars_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    own = predictor()
+    assert torch.equal(own.predict((X, Y), progress=True).probs, own.predict((X, Y)).probs)
+    assert "predict" in capsys.readouterr().err
+
+
+def test_data_without_targets_are_named() -> None:
+    with pytest.raises(BadInput, match="data has no targets"):
+        predictor().calibrate([(X,)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"masks": "per_row"}, "masks must be 'shared' or 'per_example'"),
+        ({"layers": ["nothing"]}, "layers must be names of the network's modules"),
+        ({"p": 1.5}, r"a drop rate must lie in 0\.\.1"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        bg.MCDropout(mlp(nn.Dropout(0.5)), **settings)
+
+
+def test_dropout_of_chosen_layers_only() -> None:
+    """Dropout before the last layer alone: the closed-form variance is that of this layer."""
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.25), nn.Linear(8, 1)).double()
+    x = X[:2].double()
+    outputs = bg.MCDropout(network, layers=["2"], num_samples=4000, strategy="fold").draw_outputs(x)
+    first, last = (module for module in network if isinstance(module, nn.Linear))
+    hidden = first(x)
+    mean, variance = last(hidden), 0.25 / 0.75 * (hidden**2) @ (last.weight**2).T
+    assert ((outputs.mean(dim=0) - mean) / (variance / 4000).sqrt()).abs().max() < 5
+
+
+def test_read_only_arrays_are_taken() -> None:
+    x = X.numpy().copy()
+    x.flags.writeable = False
+    assert predictor().predict((x, np.arange(50) % 3)).probs.shape == (50, 3)
