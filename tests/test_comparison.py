@@ -116,7 +116,7 @@ def test_bad_input() -> None:
     with pytest.raises(BadInput, match="iterator"):
         compare(predictors, once)
     with pytest.raises(BadInput, match="shuffle"):
-        compare(predictors, DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True))
+        compare(predictors, DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True, generator=torch.Generator()))
 
 
 def test_json_is_strict(tmp_path: Path) -> None:
