@@ -368,3 +368,17 @@ def test_a21_fully_hidden_dropout_is_an_error_that_names_it() -> None:
 def test_a21_partly_hidden_dropout_is_a_warning_that_names_it() -> None:
     with pytest.warns(RandomnessWarning, match="dropout never fired in 3"):
         MCDropout(mlp(nn.Dropout(0.5), HiddenDropout()))(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+def test_a19_the_same_seed_repeats_on_every_backend(backend: str | None) -> None:
+    """Compiled parts run as plain code while draws are made, so that even the backends agree."""
+    torch.manual_seed(0)
+    network = mlp(nn.Dropout(0.5))
+    x = torch.randn(4, 8)
+    want = MCDropout(network).draw_outputs(x, seed=5)
+    used: Any = network if backend is None else torch.compile(network, backend=backend)
+    predictor = MCDropout(used)
+    assert torch.equal(predictor.draw_outputs(x, seed=5), want)
+    assert torch.equal(predictor.draw_outputs(x, seed=5), want)
+    assert not torch.equal(predictor.draw_outputs(x, seed=6), want)
