@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bayesguard.calibration import Calibrator, TemperatureScaling
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, batches, count_rows, is_one_shot, to_device
-from bayesguard.errors import BadInput, BadType, UnsupportedNetwork
+from bayesguard.errors import BadInput, BadType
 from bayesguard.likelihoods import Categorical, Likelihood
 from bayesguard.predictive import (
     BernoulliPredictive,
@@ -24,7 +24,7 @@ from bayesguard.predictive import (
     concatenate,
     mixture,
 )
-from bayesguard.sampling import Forward, Select, check_network, free_memory
+from bayesguard.sampling import Forward, Select, free_memory, own_network
 
 if TYPE_CHECKING:
     from bayesguard.history import History
@@ -411,33 +411,6 @@ class Predictor(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, seed={self.seed}"
-
-
-def own_network(network: nn.Module, *, copy: bool) -> nn.Module:
-    """Return the network that a predictor will call: checked, unwrapped, and by default a copy in eval mode."""
-    check_network(network)
-    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        # Replicas run in threads of their own, where interception cannot follow.
-        network = network.module
-    if not copy:
-        return network
-    try:
-        return deepcopy(network).eval()
-    except Exception as error:
-        raise UnsupportedNetwork(
-            f"network cannot be copied ({_uncopyable(network)}: {error}); pass copy=False to work on it as it is, "
-            "or use torch.nn.utils.parametrizations in place of hooked weight_norm"
-        ) from error
-
-
-def _uncopyable(network: nn.Module) -> str:
-    for name, module in network.named_modules():
-        if name and not list(module.children()):
-            try:
-                deepcopy(module)
-            except Exception:
-                return f"layer {name!r}, a {type(module).__name__}"
-    return f"a {type(network).__name__}"
 
 
 def check_likelihood(likelihood: object) -> Likelihood:

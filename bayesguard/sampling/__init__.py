@@ -6,7 +6,7 @@ from bayesguard.sampling.engine import free_memory as free_memory
 from bayesguard.sampling.engine import silent_dropout as silent_dropout
 from bayesguard.sampling.forward import Forward as Forward
 from bayesguard.sampling.forward import Select as Select
-from bayesguard.sampling.forward import check_network as check_network
+from bayesguard.sampling.forward import own_network as own_network
 from bayesguard.sampling.forward import select_output as select_output
 from bayesguard.sampling.streams import derive_seed as derive_seed
 from bayesguard.sampling.streams import seeded_default_generators as seeded_default_generators

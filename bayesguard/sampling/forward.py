@@ -1,6 +1,7 @@
 """One network with its inputs, ready to be called: on all rows, on some, or on the same rows several times."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -126,3 +127,30 @@ def check_network(network: nn.Module) -> None:
                 f"network cannot be used: {name!r} belongs to a lazy module without a shape yet; run one batch through "
                 "it first"
             )
+
+
+def own_network(network: nn.Module, *, copy: bool) -> nn.Module:
+    """Return the network that a predictor will call: checked, unwrapped, and by default a copy in eval mode."""
+    check_network(network)
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        # Replicas run in threads of their own, where interception cannot follow.
+        network = network.module
+    if not copy:
+        return network
+    try:
+        return deepcopy(network).eval()
+    except Exception as error:
+        raise UnsupportedNetwork(
+            f"network cannot be copied ({_uncopyable(network)}: {error}); pass copy=False to work on it as it is, "
+            "or use torch.nn.utils.parametrizations in place of hooked weight_norm"
+        ) from error
+
+
+def _uncopyable(network: nn.Module) -> str:
+    for name, module in network.named_modules():
+        if name and not list(module.children()):
+            try:
+                deepcopy(module)
+            except Exception:
+                return f"layer {name!r}, a {type(module).__name__}"
+    return f"a {type(network).__name__}"
