@@ -3,6 +3,7 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
@@ -276,34 +277,46 @@ class Predictor(nn.Module, ABC):
         """
         from bayesguard.training import fit
 
-        self.forget_calibration()
-
         def objective(batch: Batch, num_data: int) -> Tensor:
             return self.loss(join_inputs(batch), batch.targets, num_data=num_data)  # type: ignore[arg-type]
 
-        return fit(
-            self,
-            objective,
-            data,
-            epochs=epochs,
-            validation=validation,
-            validation_loss=self.validation_loss,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            precision=precision,
-            gradient_clip=gradient_clip,
-            patience=patience,
-            checkpoint=checkpoint,
-            progress=progress,
-            seed=self.seed,
-            input_key=self.input_key,
-            target_key=self.target_key,
-            batch_size=batch_size,
-        )
+        with self.calibration_dropped():
+            return fit(
+                self,
+                objective,
+                data,
+                epochs=epochs,
+                validation=validation,
+                validation_loss=self.validation_loss,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                precision=precision,
+                gradient_clip=gradient_clip,
+                patience=patience,
+                checkpoint=checkpoint,
+                progress=progress,
+                seed=self.seed,
+                input_key=self.input_key,
+                target_key=self.target_key,
+                batch_size=batch_size,
+            )
 
     def forget_calibration(self) -> None:
         """Drop the calibrators: what was fitted to other weights says nothing about these."""
         self.calibrators = nn.ModuleList().eval()
+
+    @contextmanager
+    def calibration_dropped(self) -> Iterator[None]:
+        """Train in a block without calibrators; an error before any weight changed gives them back."""
+        before, versions = self.calibrators, [parameter._version for parameter in self.parameters()]
+        self.forget_calibration()
+        try:
+            yield
+        except BaseException:
+            # A calibrator's fitted values are buffers, so these are the same parameters.
+            if versions == [parameter._version for parameter in self.parameters()]:
+                self.calibrators = before
+            raise
 
     @torch.no_grad()
     def validation_loss(self, data: Any, batch_size: int | None = None) -> float:

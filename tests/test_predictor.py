@@ -87,6 +87,14 @@ def test_calibration_is_forgotten_when_the_weights_change() -> None:
     assert len(ensemble.calibrators) == len(ensemble.members[0].calibrators) == 0
 
 
+@pytest.mark.parametrize("make", [predictor, lambda: bg.DeepEnsemble([predictor(), bg.Deterministic(mlp())])])
+def test_calibration_survives_a_fit_that_changed_nothing(make: Any) -> None:
+    own = make().calibrate((X, Y))
+    with pytest.raises(BadInput, match="labels must be in"):
+        own.fit((X, Y + 5), epochs=1)
+    assert len(own.calibrators) == 1
+
+
 def test_calibration_acts_on_every_draw() -> None:
     own = predictor()
     before = own(X)

@@ -6,6 +6,7 @@ averaged parameters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
@@ -142,9 +143,10 @@ class DeepEnsemble(Predictor):
         """
         from bayesguard.posteriors.ensemble_training import fit_members
 
-        for predictor in (self, *self.members):
-            predictor.forget_calibration()
-        return fit_members(self, data, **settings)
+        with ExitStack() as dropped:
+            for predictor in (self, *self.members):
+                dropped.enter_context(predictor.calibration_dropped())
+            return fit_members(self, data, **settings)
 
     def member_data(self, data: Any, index: int) -> Any:
         """Return what member number `index` is trained on."""
