@@ -123,3 +123,38 @@ def shift(
     from bayesguard.benchmarks.shift import METHODS, run
 
     run(data, methods=method or list(METHODS), device=device, out=out, seed=seed, epochs=epochs, limit=limit)
+
+
+@benchmark.command()
+def speed(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    cases: Annotated[str, typer.Option(help="Cases, separated by commas. All by default.")] = "",
+    samples: Annotated[str, typer.Option(help="Numbers of draws, separated by commas.")] = "10,50,100",
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: shows that it runs, not how fast.")] = False,
+    peers: Annotated[bool, typer.Option(help="Time other libraries as well, where they are installed.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+) -> None:
+    """Speed and memory, beside the plain loop, other libraries, and what the arithmetic allows."""
+    from bayesguard.benchmarks.speed.runner import CASES, run
+
+    numbers = [_number_of_draws(text) for text in samples.split(",")]
+    chosen = [case.strip() for case in cases.split(",")] if cases else list(CASES)
+    run(
+        device,
+        cases=chosen,
+        samples=numbers,
+        repeats=repeats,
+        threads=threads,
+        quick=quick,
+        peers=peers,
+        out=out,
+    )
+
+
+def _number_of_draws(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise BadInput(f"--samples has {text!r}; write whole numbers separated by commas, as 10,50,100") from None

@@ -104,19 +104,38 @@ def count_rows(data: Data) -> int:
     """
     if is_one_shot(data):
         raise BadInput("data is an iterator and counting its rows would use it up: pass a list or a DataLoader")
+    rows = known_rows(data)
+    return sum(batch.num_rows for batch in batches(data)) if rows is None else rows
+
+
+def known_rows(data: Data) -> int | None:
+    """Return how many rows one pass over the data yields where that can be told without one, else None.
+
+    Examples:
+        >>> known_rows(torch.zeros(5, 3)), known_rows([torch.zeros(5, 3)])
+        (5, None)
+    """
     if (arrays := _arrays_of(data)) is not None:
         return arrays.num_rows
     if isinstance(data, DataLoader) and _batches_by_size(data):
         rows = len(data.sampler)  # type: ignore[arg-type]
         size = int(data.batch_size or 1)
         return rows // size * size if data.drop_last else rows
-    return sum(batch.num_rows for batch in batches(data))
+    return None
 
 
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Return the batch with all that has `.to`, tensors above all, on the device, however deeply nested."""
-    moved = _map_leaves(batch._asdict(), lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf)
-    return Batch(**moved)
+def to_device(batch: Batch, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+    """Return the batch with all that has `.to`, tensors above all, on the device, however deeply nested.
+
+    `non_blocking` copies tensors in pinned memory without waiting for the end; what has another `.to` is waited for.
+    """
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.to(device, non_blocking=non_blocking)
+        return leaf.to(device) if hasattr(leaf, "to") else leaf
+
+    return Batch(**map_leaves(batch._asdict(), move))
 
 
 def bootstrap(data: Data, seed: int) -> Data:
@@ -169,22 +188,22 @@ def _is_array(value: object) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
-def _leaves(tree: Any) -> list[Any]:
+def leaves(tree: Any) -> list[Any]:
     """Return what is not a mapping, a tuple or a list in a tree of these."""
     if isinstance(tree, (tuple, list, Mapping)):
         items = tree.values() if isinstance(tree, Mapping) else tree
-        return [leaf for item in items for leaf in _leaves(item)]
+        return [leaf for item in items for leaf in leaves(item)]
     return [tree]
 
 
-def _map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
+def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
     """Return the tree with `function` applied to every leaf; mappings become dicts, sequences stay."""
     if isinstance(tree, Mapping):
-        return {key: _map_leaves(item, function) for key, item in tree.items()}
+        return {key: map_leaves(item, function) for key, item in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map_leaves(item, function) for item in tree))
+        return type(tree)(*(map_leaves(item, function) for item in tree))
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_map_leaves(item, function) for item in tree)
+        return type(tree)(map_leaves(item, function) for item in tree)
     return function(tree)
 
 
@@ -194,7 +213,7 @@ def _arrays_of(data: Data) -> _Arrays | None:
         tree: tuple[Any, ...] = (data,)
     elif isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[1]):
         tree = tuple(data)
-        if not all(map(_is_array, _leaves(data[0]))):
+        if not all(map(_is_array, leaves(data[0]))):
             raise BadType("the inputs of a pair (inputs, targets) must be arrays; convert them, as by .to_numpy()")
     elif isinstance(data, tuple) and len(data) == 2 and _is_array(data[0]):
         raise BadType(
@@ -203,7 +222,7 @@ def _arrays_of(data: Data) -> _Arrays | None:
         )
     else:
         return None
-    shapes = [tuple(array.shape) for array in _leaves(tree)]
+    shapes = [tuple(array.shape) for array in leaves(tree)]
     if any(not shape for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
         raise BadInput(f"arrays of inputs and targets must have the same number of rows, got shapes {shapes}")
     return _Arrays(tree, shapes[0][0])
@@ -217,7 +236,7 @@ def _take(array: Array, rows: slice | Tensor) -> Array:
 
 
 def _rows(tree: Any, rows: slice | Tensor) -> Any:
-    return _map_leaves(tree, lambda array: _take(array, rows))
+    return map_leaves(tree, lambda array: _take(array, rows))
 
 
 def _slices(arrays: _Arrays, batch_size: int, generator: torch.Generator | None) -> Iterator[object]:
@@ -263,7 +282,7 @@ def _parse(
         tensor = as_tensor(leaf, f"inputs of {name}")
         return tensor.to(numpy_dtype) if tensor.is_floating_point() and numpy_dtype is not None else tensor
 
-    inputs = _map_leaves(inputs, converted)
+    inputs = map_leaves(inputs, converted)
     keyword = inputs if isinstance(inputs, dict) else {}
     positional = () if isinstance(inputs, dict) else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     batch = Batch(positional, keyword, None if targets is None else as_tensor(targets, f"targets of {name}"))

@@ -1,19 +1,28 @@
 """Training networks of one architecture in one vectorised pass: many small steps become one large one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn, optim
 from torch.func import functional_call, stack_module_state, vmap
+from torch.overrides import TorchFunctionMode
 
-from bayesguard.data import Batch, Data, to_device
+from bayesguard import likelihoods
+from bayesguard.data import Batch, Data, map_leaves, to_device
 from bayesguard.errors import BadInput
 from bayesguard.history import History
+from bayesguard.predictor import Predictor, join_inputs
 from bayesguard.sampling import seeded_default_generators
+from bayesguard.sampling.alike import why_not_alike
+from bayesguard.sampling.batched_calls import BatchedCalls, Unbatchable
 from bayesguard.training import fit
 from bayesguard.training_setup import OptimizerFactory, device_of, make_optimizer, modes_kept
+
+# Two kernels for one matrix product differ by a few roundings of its sum.
+_ROUNDINGS = 2.0**10
+_FEW_ROWS = 8
 
 MemberLoss = Callable[[nn.Module, Batch, int], Tensor]
 
@@ -35,6 +44,7 @@ _ELEMENTWISE = (
 
 def member_loss(member: nn.Module, batch: Batch, num_data: int) -> Tensor:
     """Return `member.loss(inputs, targets, num_data=num_data)`."""
+    join_inputs(batch)  # Refuses a batch with inputs of both kinds.
     inputs = batch.kwargs or (batch.inputs[0] if len(batch.inputs) == 1 else batch.inputs)
     value: Tensor = member.loss(inputs, batch.targets, num_data=num_data)  # type: ignore[operator]
     return value
@@ -56,7 +66,7 @@ class StackedMembers(nn.Module):
 
     def __init__(self, modules: Sequence[nn.Module], loss: MemberLoss = member_loss) -> None:
         super().__init__()
-        if reason := _why_not_alike(modules):
+        if reason := why_not_alike(modules):
             raise BadInput(f"the members cannot be trained jointly: {reason}; train them one after another")
         parameters, buffers = stack_module_state(list(modules))
         for name, parameter in parameters.items():
@@ -68,9 +78,49 @@ class StackedMembers(nn.Module):
         # it a live member, a second thread would find foreign weights in it.
         self._members = tuple(modules)
         self._skeleton = (_Objective(deepcopy(modules[0]), loss),)
+        self._keys = [(id(tensor), _key(name)) for name, tensor in self._skeleton[0].member.named_parameters()]
+        self.why_not_batched = _why_not_batched(modules, loss)
+        self._compared = False
 
     def loss(self, batch: Batch, num_data: int) -> Tensor:
-        """Return the members' objectives on one batch, `[M]`: an objective for `bayesguard.training.fit`."""
+        """Return the members' objectives on one batch, `[M]`: an objective for `bayesguard.training.fit`.
+
+        The networks run as one batched product where `why_not_batched` is empty, under `vmap` where not.
+        """
+        if not self.why_not_batched and not self._compared:
+            self.why_not_batched, self._compared = self._disagreement(batch, num_data), True
+        return self._vmapped(batch, num_data) if self.why_not_batched else self._batched(batch, num_data)
+
+    def _disagreement(self, batch: Batch, num_data: int) -> str:
+        """Say how the batched losses of a few rows differ from the members' own; dropout rests meanwhile."""
+        batch = _few_rows(batch)
+        try:
+            with torch.no_grad(), _NoDropout():
+                got = self._batched(batch, num_data)
+                want = torch.stack([self._own_loss(index, batch, num_data) for index in range(len(got))])
+        except Unbatchable as error:
+            return str(error)
+        tolerance = _ROUNDINGS * torch.finfo(want.dtype).eps
+        same = torch.allclose(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)
+        return "" if same else "the batched losses differ from those of the members one by one"
+
+    def _own_loss(self, index: int, batch: Batch, num_data: int) -> Tensor:
+        tensors = {f"member.{name}": getattr(self, _key(name))[index] for names in self._names for name in names}
+        value: Tensor = functional_call(self._skeleton[0], tensors, (batch, num_data))[0]
+        return value
+
+    def _batched(self, batch: Batch, num_data: int) -> Tensor:
+        member: Any = self._skeleton[0].member
+        count, rows = len(self._members), batch.num_rows
+        if batch.kwargs or len(batch.inputs) != 1 or batch.targets is None:
+            raise Unbatchable("the network takes more than one input")
+        stacked = {own: getattr(self, key) for own, key in self._keys}
+        outputs = BatchedCalls(stacked, count, random=True).run(member.network, batch.inputs[0])
+        targets = batch.targets.expand(count, *batch.targets.shape).flatten(0, 1)
+        log_prob = member.likelihood.log_prob(outputs.flatten(0, 1), targets)
+        return -log_prob.reshape(count, -1).sum(1) / max(1, rows)
+
+    def _vmapped(self, batch: Batch, num_data: int) -> Tensor:
         parameters, buffers = ({name: getattr(self, _key(name)) for name in names} for names in self._names)
 
         def objective(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,6 +148,29 @@ class StackedMembers(nn.Module):
                 tensor.copy_(getattr(self, _key(name))[index])
 
 
+class _NoDropout(TorchFunctionMode):
+    """Makes dropout pass everything on."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return args[0] if func is nn.functional.dropout else func(*args, **(kwargs or {}))
+
+
+def _why_not_batched(modules: Sequence[nn.Module], loss: MemberLoss) -> str:
+    """Return why the members' objective is not that of a predictor whose likelihood has nothing to learn."""
+    first = modules[0]
+    if loss is not member_loss or not isinstance(first, Predictor) or type(first).loss is not Predictor.loss:
+        return "the objective is not the plain one of a predictor"
+    if first.output is not None:
+        return "a part of the network's output is used"
+    if any(True for _ in (*first.likelihood.parameters(), *first.likelihood.buffers(), *first.network.buffers())):
+        return "the network has buffers, or the likelihood something to learn"
+    if type(first.likelihood).__module__ != likelihoods.__name__ or getattr(first.likelihood, "beta", None):
+        return "the likelihood's loss is its own"
+    if any(part._forward_hooks or part._forward_pre_hooks for part in first.modules()):
+        return "the network has forward hooks"
+    return ""
+
+
 class _Objective(nn.Module):
     """A member's loss as a forward pass, with the buffers as they are after it."""
 
@@ -108,6 +181,13 @@ class _Objective(nn.Module):
 
     def forward(self, batch: Batch, num_data: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.loss_of(self.member, batch, num_data), dict(self.member.named_buffers())
+
+
+class Trial(NamedTuple):
+    """Why members cannot be trained jointly (empty where they can), and whether as one batched product."""
+
+    reason: str
+    is_batched: bool
 
 
 def can_train_jointly(
@@ -129,10 +209,20 @@ def can_train_jointly(
         >>> can_train_jointly([nn.Linear(2, 1), nn.Linear(3, 1)])
         (False, 'parameter weight differs in shape, dtype, device or requires_grad')
     """
-    reason = _why_not_alike(modules) or _why_not_elementwise(optimizer)
-    if not reason and batch is not None:
-        reason = _why_it_fails(modules, batch, loss)
+    reason = try_jointly(modules, batch, loss=loss, optimizer=optimizer).reason
     return not reason, reason
+
+
+def try_jointly(
+    modules: Sequence[nn.Module],
+    batch: Batch | None = None,
+    *,
+    loss: MemberLoss = member_loss,
+    optimizer: OptimizerFactory | optim.Optimizer | None = None,
+) -> Trial:
+    """Return why `fit_jointly` cannot be used, empty where it can, and in which form; as `can_train_jointly`."""
+    reason = why_not_alike(modules) or _why_not_elementwise(optimizer)
+    return Trial(reason, False) if reason or batch is None else _one_step(modules, batch, loss)
 
 
 def fit_jointly(
@@ -199,6 +289,8 @@ def clip_member_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -
         return torch.zeros(1)
     norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients])
     total = torch.linalg.vector_norm(norms, dim=0)
+    if max_norm == torch.inf:
+        return total
     scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.reshape(-1, *[1] * (gradient.dim() - 1)).to(gradient.dtype))
@@ -217,76 +309,25 @@ def _why_not_elementwise(optimizer: OptimizerFactory | optim.Optimizer | None) -
     return "" if isinstance(made, _ELEMENTWISE) else f"{type(made).__name__} may mix what is stacked"
 
 
-def _why_not_alike(modules: Sequence[nn.Module]) -> str:
-    """Return in what members differ beyond their numbers; what is not known to be the same counts as different."""
-    if not modules:
-        return "there are none"
-    first = modules[0]
-    owned = [parameter for module in modules for parameter in module.parameters()]
-    if len(set(map(id, owned))) != len(owned):
-        return "members share parameters"
-    for name, part in first.named_modules():
-        if isinstance(part, nn.RNNBase):
-            return f"vmap has no rule for {type(part).__name__} ({name or 'the member itself'})"
-    for other in modules[1:]:
-        if reason := _difference(first, other):
-            return reason
-    return ""
-
-
-def _difference(first: nn.Module, other: nn.Module) -> str:
-    ours, theirs = dict(first.named_modules()), dict(other.named_modules())
-    if {name: type(part) for name, part in ours.items()} != {name: type(part) for name, part in theirs.items()}:
-        return "members are of different classes"
-    for kind, a, b in (
-        ("parameter", dict(first.named_parameters()), dict(other.named_parameters())),
-        ("buffer", dict(first.named_buffers()), dict(other.named_buffers())),
-    ):
-        for name in sorted(a.keys() | b.keys()):
-            if name not in a or name not in b or _form(a[name]) != _form(b[name]):
-                return f"{kind} {name} differs in shape, dtype, device or requires_grad"
-    for name, part in ours.items():
-        mine, its = _attributes(part), _attributes(theirs[name])
-        for attribute in sorted(mine.keys() | its.keys()):
-            if not _same(mine.get(attribute), its.get(attribute)):
-                return f"attribute {name + '.' if name else ''}{attribute} differs"
-    return ""
-
-
-def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return what a module holds beside parameters, buffers and submodules: rates, modes, functions, hooks."""
-    held = ("_parameters", "_buffers", "_modules")
-    return {name: value for name, value in vars(module).items() if name not in held}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, Tensor):
-        return _form(a) == _form(b) and torch.equal(a, b)
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, (bool, int, float, complex, str, bytes, set, frozenset, torch.dtype, torch.device)):
-        return bool(a == b)
-    # Two objects of one class are the same if what they hold is; functions and generators only if they are one.
-    return hasattr(a, "__dict__") and not callable(a) and _same(vars(a), vars(b))
-
-
-def _why_it_fails(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> str:
-    """Try one vectorised step on a copy of the members."""
+def _one_step(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> Trial:
+    """Try one step with a few rows on a copy of the members."""
     device = device_of(modules[0])
     try:
         stacked = StackedMembers(modules, loss).train()
         with seeded_default_generators(device, 0, "trial"):
-            stacked.loss(to_device(batch, device), num_data=batch.num_rows).sum().backward()
+            batch = _few_rows(to_device(batch, device))
+            stacked.loss(batch, num_data=batch.num_rows).sum().backward()
     except Exception as error:  # Every operation fails in its own way; the loop will show the error if it is real.
-        return f"the vectorised pass fails with {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    return ""
+        line = str(error).strip().partition("\n")[0]
+        return Trial(f"the vectorised pass fails with {type(error).__name__}: {line}", False)
+    return Trial("", not stacked.why_not_batched)
+
+
+def _few_rows(batch: Batch) -> Batch:
+    """Return the first rows of a batch, whose first axis all its tensors share."""
+    rows = batch.num_rows
+
+    def cut(leaf: Any) -> Any:
+        return leaf[:_FEW_ROWS] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else leaf
+
+    return Batch(**map_leaves(batch._asdict(), cut))

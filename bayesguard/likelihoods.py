@@ -105,7 +105,7 @@ class Categorical(Likelihood):
                 f"outputs have shape {tuple(outputs.shape)}, which has no axis {self.class_dim} of classes; "
                 "Categorical needs [N, K], or [N, K, ...] with class_dim=1"
             )
-        logits = outputs.movedim(axis, -1)
+        logits = outputs if axis in (-1, outputs.dim() - 1) else outputs.movedim(axis, -1)
         if logits.shape[-1] < 2:
             raise BadInput("outputs have one class only; for one logit per example use likelihoods.Bernoulli()")
         _refuse_probabilities(logits)
@@ -321,6 +321,9 @@ def _refuse_probabilities(logits: Tensor) -> None:
     if logits.numel() == 0 or torch._C._functorch.is_batchedtensor(logits):
         return
     logits = logits.detach()
+    # All rows would have to be probabilities: the first one settles it for nearly every network.
+    if not abs(float(logits[(0,) * (logits.dim() - 1)].sum()) - 1) < 1e-3:
+        return
     sums = logits.sum(dim=-1)
     one_hot = (logits == 0) | (logits == 1)
     if bool(((sums - 1).abs() < 1e-5).all() and (logits >= 0).all() and not one_hot.all()):

@@ -6,36 +6,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bayesguard.adaptive import Stopping, check_stopping, draw_until
 from bayesguard.calibration import Calibrator, TemperatureScaling
 from bayesguard.checks import check_count
-from bayesguard.data import Batch, batches, count_rows, is_one_shot, to_device
+from bayesguard.data import Batch, batches, count_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
 from bayesguard.likelihoods import Categorical, Likelihood
-from bayesguard.predictive import (
-    BernoulliPredictive,
-    CategoricalPredictive,
-    Predictive,
-    Reduction,
-    concatenate,
-    mixture,
-)
+from bayesguard.predictive import Gathering, Predictive
+from bayesguard.predictive.groups import blocks
+from bayesguard.predictive.parts import Part as Part
+from bayesguard.predictive.parts import collect
 from bayesguard.sampling import Forward, Select, free_memory, own_network
+from bayesguard.transfer import on_device
 
 if TYPE_CHECKING:
     from bayesguard.history import History
-
-
-class Part(NamedTuple):
-    """A predictive over some of the draws, and the share of the whole mixture that these draws carry."""
-
-    predictive: Predictive
-    share: float
 
 
 class Options(TypedDict, total=False):
@@ -62,7 +53,13 @@ class Predictor(nn.Module, ABC):
         target_key: Key of the targets in batches that are mappings.
         copy: False to work on the given network itself.
         seed: Seed of this predictor's random numbers. Predictions repeat themselves for the same seed.
+
+    Attributes:
+        can_continue: Whether `output_chunks` takes `first_draw` and `draws_per_chunk`, so that draws can go on where
+            they ended.
     """
+
+    can_continue: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -96,7 +93,9 @@ class Predictor(nn.Module, ABC):
     ) -> Iterator[Tensor]:
         """Yield raw outputs `[s, N, ...]` of consecutive draws until there are `num_samples`.
 
-        `offset` is the index of the first example in the data, for methods that treat examples apart.
+        `offset` is the index of the first example in the data, for methods that treat examples apart. Chunks end where
+        a block of `draws_per_block` draws does. Methods that set `can_continue` take two arguments more: `first_draw`,
+        its index, and `draws_per_chunk`, the most draws in a chunk (None for as many as fit).
         """
 
     @abstractmethod
@@ -123,6 +122,10 @@ class Predictor(nn.Module, ABC):
         outputs = Forward(self.network, positional, keywords, self.output)()
         return self.likelihood.loss(outputs, targets)
 
+    def explain(self) -> str:
+        """Say how the last prediction was computed and why; methods that measure say what it costs, too."""
+        return f"strategy: {self.strategy}"
+
     # What every method inherits.
 
     @torch.inference_mode(False)
@@ -133,6 +136,8 @@ class Predictor(nn.Module, ABC):
         num_samples: int | None = None,
         seed: int | None = None,
         offset: int = 0,
+        tolerance: float | None = None,
+        max_samples: int | None = None,
         **kwargs: Any,
     ) -> Predictive:
         """Return the predictive distribution of each example, with its draws.
@@ -142,14 +147,20 @@ class Predictor(nn.Module, ABC):
             num_samples: Draws; None for the predictor's own number.
             seed: Seed of the draws; None for the predictor's own. The same seed gives the same draws.
             offset: Index of the first example, where a batch is part of something longer.
+            tolerance: Draw for each example until the standard error of all its class probabilities is this at most,
+                looking after every eight draws; None for the same number of draws for all. The answer is then reduced
+                (it has no draws), and `draws_used` tells how many each example took. For classification.
+            max_samples: Draws at which an example stops in any case, its `standard_error` perhaps above the
+                tolerance; None for four times `num_samples`.
             kwargs: The network's keyword inputs.
 
         Raises:
-            BadInput: Inputs without examples' axis, outputs that are not finite, a network in training mode.
+            BadInput: Inputs without examples' axis, outputs that are not finite, a network in training mode; a
+                tolerance for a method or a target that cannot have one.
             IdenticalDraws: A stochastic method whose draws are all the same.
         """
-        parts = self._parts(inputs, kwargs, num_samples, seed, offset)
-        return self._calibrated(_mixed(list(parts)), "pooled")
+        draws = self._draws(num_samples, seed, tolerance, max_samples, None)
+        return self._calibrated(self._answer(inputs, kwargs, draws, offset), "pooled")
 
     def draw_outputs(
         self, *inputs: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
@@ -162,9 +173,21 @@ class Predictor(nn.Module, ABC):
 
     def predictives(self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any) -> Iterator[Part]:
         """Yield predictives over consecutive groups of draws, each with its share of the whole mixture."""
+        block = self.draws_per_block
         for outputs in self.output_chunks(*inputs, num_samples=num_samples, seed=seed, offset=offset, **kwargs):
-            predictive = self.likelihood.predictive(outputs, exact=self.is_exact)
-            yield Part(self._calibrated(predictive, "draws"), len(outputs) / num_samples)
+            # Of less than two blocks the error is told as if draws were independent, which balanced ones improve on.
+            groups = blocks(len(outputs), block) if num_samples >= 2 * block else None
+            yield Part(self._predictive(outputs, groups), len(outputs) / num_samples)
+
+    @property
+    def draws_per_block(self) -> int:
+        """How many consecutive draws depend on one another; blocks of them are independent. 1: all draws are."""
+        return 1
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether an example's draws depend on where it stands in the data, as with masks of its own."""
+        return False
 
     @property
     def is_exact(self) -> bool:
@@ -179,6 +202,8 @@ class Predictor(nn.Module, ABC):
         keep_draws: bool = False,
         num_samples: int | None = None,
         seed: int | None = None,
+        tolerance: float | None = None,
+        max_samples: int | None = None,
         progress: bool | None = None,
     ) -> Predictive:
         """Return the predictives of a whole data set, streamed batch by batch and gathered on the CPU.
@@ -191,12 +216,15 @@ class Predictor(nn.Module, ABC):
                 count predictives keep theirs always, because their cdf needs them.
             num_samples: Draws; None for the predictor's own number.
             seed: Seed of the draws; None for the predictor's own.
+            tolerance: Draw for each example until its standard error is this at most; see `forward`.
+            max_samples: Draws at which an example stops in any case; None for four times `num_samples`.
             progress: True for a progress bar.
 
         Raises:
             BadInput: No data, or draws to keep that would not fit into memory (the message has the size).
         """
-        return self._stream(data, batch_size, keep_draws, num_samples, seed, progress)[0]
+        draws = self._draws(num_samples, seed, tolerance, max_samples, keep_draws)
+        return self._stream(data, batch_size, draws, progress)[0]
 
     def predict_with_targets(
         self,
@@ -206,6 +234,8 @@ class Predictor(nn.Module, ABC):
         keep_draws: bool = False,
         num_samples: int | None = None,
         seed: int | None = None,
+        tolerance: float | None = None,
+        max_samples: int | None = None,
         progress: bool | None = None,
         transform: Callable[[Batch, int], Batch] | None = None,
     ) -> tuple[Predictive, Tensor]:
@@ -213,7 +243,8 @@ class Predictor(nn.Module, ABC):
 
         Arguments as in `predict`; `transform(batch, offset)` may change a batch that is already on the device.
         """
-        predictive, targets = self._stream(data, batch_size, keep_draws, num_samples, seed, progress, transform)
+        draws = self._draws(num_samples, seed, tolerance, max_samples, keep_draws)
+        predictive, targets = self._stream(data, batch_size, draws, progress, transform)
         if len(targets) == 0:
             raise BadInput("data has no targets; batches must be (inputs, targets)")
         return predictive, torch.cat(targets)
@@ -345,35 +376,59 @@ class Predictor(nn.Module, ABC):
 
     def _prepare(self, inputs: Iterable[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Turn inputs into plain tensors like the parameters, after checking that the network is ready."""
-        for name, module in self.network.named_modules():
-            if module.training:
-                raise BadInput(
-                    f"the network ({name or 'its root'}) is in training mode, where predicting would change its batch "
-                    "statistics and use dropout twice; call predictor.eval() first"
-                )
-        reference = next(self.network.parameters(), None)
+        check_evaluating(self.network)
 
         def convert(value: Any) -> Any:
             if not isinstance(value, np.ndarray):
                 # A tensor made in inference mode could not be changed in place by the network's first layer.
                 return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
             tensor = torch.from_numpy(np.ascontiguousarray(value))
+            reference = next(self.network.parameters(), None)
             dtype = reference.dtype if reference is not None and tensor.is_floating_point() else tensor.dtype
             return tensor.to(self._device, dtype)
 
         return tuple(map(convert, inputs)), {name: convert(value) for name, value in kwargs.items()}
 
-    def _parts(
+    def _draws(
         self,
-        inputs: Iterable[Any],
-        kwargs: Mapping[str, Any],
         num_samples: int | None,
         seed: int | None,
-        offset: int,
-    ) -> Iterator[Part]:
-        positional, keywords = self._prepare(inputs, kwargs)
+        tolerance: float | None,
+        max_samples: int | None,
+        keep: bool | None,
+    ) -> "_Draws":
+        """Check how to draw; `keep` None keeps the draws where they can be."""
         samples, seed = self._samples(num_samples), self._seed(seed)
-        return self.predictives(*positional, num_samples=samples, seed=seed, offset=offset, **keywords)
+        if tolerance is None:
+            if max_samples is not None:
+                raise BadInput("max_samples bounds the draws that a tolerance= asks for; without one use num_samples=")
+            return _Draws(samples, seed, keep is None or keep, None)
+        if keep:
+            raise BadInput("keep_draws=True needs as many draws for each example; leave out tolerance= or keep_draws=")
+        if self.is_exact or not self.can_continue:
+            why = "its answers have no Monte-Carlo error" if self.is_exact else "its draws cannot be continued"
+            raise BadInput(f"tolerance= is not for {type(self).__name__}: {why}; leave it out")
+        return _Draws(samples, seed, False, check_stopping(tolerance, max_samples, samples, self.draws_per_block))
+
+    def _answer(self, inputs: Iterable[Any], kwargs: Mapping[str, Any], draws: "_Draws", offset: int) -> Predictive:
+        """One predictive of all the draws of a batch, before calibrators of the mixture."""
+        positional, keywords = self._prepare(inputs, kwargs)
+        if draws.stopping is None:
+            settings = {"num_samples": draws.num_samples, "seed": draws.seed, "offset": offset}
+            return collect(self.predictives(*positional, **settings, **keywords), draws.keep)
+
+        def continued(forward: Forward, first: int, count: int) -> Iterator[Predictive]:
+            more = {"num_samples": count, "seed": draws.seed, "offset": offset}
+            more |= {"first_draw": first, "draws_per_chunk": step}
+            return map(self._predictive, self.output_chunks(*forward.inputs, **more, **forward.kwargs))
+
+        step = draws.stopping.step
+        forward = Forward(self.network, positional, keywords, self.output)
+        return draw_until(forward, continued, draws.stopping, drop_rows=not self.is_positional)
+
+    def _predictive(self, outputs: Tensor, groups: Tensor | None = None) -> Predictive:
+        predictive = self.likelihood.predictive(outputs, exact=self.is_exact)
+        return self._calibrated(predictive if groups is None else predictive._grouped(groups), "draws")
 
     def _calibrated(self, predictive: Predictive, stage: str) -> Predictive:
         for calibrator in self.calibrators:
@@ -393,7 +448,7 @@ class Predictor(nn.Module, ABC):
                 numpy_dtype=None if reference is None else reference.dtype,
             )
             first = next(stream)
-        return (to_device(batch, self._device) for batch in itertools.chain([first], stream))
+        return on_device(itertools.chain([first], stream), self._device)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -401,29 +456,42 @@ class Predictor(nn.Module, ABC):
         self,
         data: Any,
         batch_size: int | None,
-        keep_draws: bool,
-        num_samples: int | None,
-        seed: int | None,
+        draws: "_Draws",
         progress: bool | None,
         transform: Callable[[Batch, int], Batch] | None = None,
     ) -> tuple[Predictive, list[Tensor]]:
-        parts: list[Predictive] = []
+        gathering = Gathering(known_rows(data), "cpu")
         targets: list[Tensor] = []
         offset = 0
         for batch in with_progress(self._batches(data, batch_size), progress, "predict"):
             if transform is not None:
                 batch = transform(batch, offset)
-            chunks = self._parts(batch.inputs, batch.kwargs, num_samples, seed, offset)
-            parts.append(_gather(chunks, keep_draws).to("cpu"))
-            if offset == 0 and keep_draws:
-                check_memory(parts[0], data)
-            offset += len(parts[-1])
+            predictive = self._answer(batch.inputs, batch.kwargs, draws, offset)
+            if offset == 0 and draws.keep:
+                check_memory(predictive, data)
+            gathering.add(predictive)
+            offset += len(predictive)
             if batch.targets is not None:
                 targets.append(batch.targets.cpu())
-        return self._calibrated(concatenate(parts), "pooled"), targets
+        return self._calibrated(gathering.result(), "pooled"), targets
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, seed={self.seed}"
+
+
+def check_evaluating(network: nn.Module) -> None:
+    """Refuse a network of which any part is in training mode."""
+    pending, seen = [network], set()
+    while pending:  # named_modules() takes several times as long, on every prediction
+        module = pending.pop()
+        if module.training:
+            name = next(name for name, part in network.named_modules() if part is module)
+            raise BadInput(
+                f"the network ({name or 'its root'}) is in training mode, where predicting would change its batch "
+                "statistics and use dropout twice; call predictor.eval() first"
+            )
+        seen.add(module)
+        pending.extend(part for part in module._modules.values() if part is not None and part not in seen)
 
 
 def check_likelihood(likelihood: object) -> Likelihood:
@@ -476,17 +544,10 @@ def check_memory(first: Predictive, data: Any) -> None:
         )
 
 
-def _mixed(parts: list[Part]) -> Predictive:
-    if len(parts) == 1:
-        return parts[0].predictive
-    return mixture([part.predictive for part in parts], [part.share for part in parts])
+class _Draws(NamedTuple):
+    """How a prediction draws: how often, from which seed, whether draws are kept, and when to stop early."""
 
-
-def _gather(parts: Iterator[Part], keep_draws: bool) -> Predictive:
-    first = next(parts)
-    if keep_draws or not isinstance(first.predictive, CategoricalPredictive | BernoulliPredictive):
-        return _mixed([first, *parts])
-    reduction = Reduction()
-    for part in itertools.chain([first], parts):
-        reduction.update(part.predictive, part.share)
-    return reduction.result()
+    num_samples: int
+    seed: int
+    keep: bool
+    stopping: Stopping | None

@@ -25,15 +25,19 @@ from bayesguard.history import History as History
 from bayesguard.sampling import seeded_default_generators, stream
 from bayesguard.training_setup import (
     OptimizerFactory,
+    are_images,
     autocast_dtype,
+    channels_last,
     check_finite,
     check_fits,
     check_settings,
     device_of,
     generators_of,
+    has_convolutions,
     make_optimizer,
     modes_kept,
     no_gradients_left,
+    same_channels_last,
 )
 
 Loss = Callable[[Batch, int], Tensor]
@@ -164,6 +168,8 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.generators = generators_of(self.data, self.validation)
         self.batching["numpy_dtype"] = self.parameters[0].dtype
+        self.has_convolutions = self.device.type == "cpu" and has_convolutions(self.module)
+        self.channels_last: bool | None = None
         self.epochs: list[Epoch] = []
         self.best: dict[str, Any] | None = None
         with self._random_streams("count"):
@@ -189,8 +195,9 @@ class _Run:
                 if batch.num_rows:
                     total += batch.num_rows * self._step(batch, f"epoch {number}, batch {index}")
                     rows += batch.num_rows
-                    bar.set_postfix(loss=total / rows, refresh=False)
-                    bar.update(batch.num_rows)
+                    if not bar.disable:
+                        bar.set_postfix(loss=total / rows, refresh=False)
+                        bar.update(batch.num_rows)
         nll = self._validate()
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(total / rows if nll is None else nll)
@@ -205,6 +212,8 @@ class _Run:
         if batch.targets is None:
             raise BadInput(f"{place} has no targets; batches are (inputs, targets), or mappings with target_key")
         batch = to_device(batch, self.device)
+        if self._is_channels_last(batch):
+            batch = batch._replace(inputs=(channels_last(batch.inputs[0]),))
         values: list[Tensor] = []
 
         def closure() -> Tensor:
@@ -224,7 +233,16 @@ class _Run:
             self.scaler.update()
         else:
             self.optimizer.step(closure)  # type: ignore[arg-type]
-        return float(values[0].double().mean())
+        return values[0].item() if values[0].dim() == 0 else float(values[0].double().mean())
+
+    def _is_channels_last(self, batch: Batch) -> bool:
+        """Whether images go in with the channels last in memory: to be found out with the first batch."""
+        if not self.has_convolutions or not are_images(batch):
+            return False
+        if self.channels_last is None:
+            with self._random_streams("trial"):
+                self.channels_last = same_channels_last(self.module, batch, lambda b: self.loss(b, self.num_data))
+        return self.channels_last
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.autocast_dtype
@@ -233,6 +251,11 @@ class _Run:
     def _clip_gradients(self, place: str) -> None:
         self.scaler.unscale_(self.optimizer)
         dense = [p for p in self.parameters if p.grad is not None and p.grad.layout is torch.strided]
+        if self.gradient_clip == math.inf:
+            # The norm alone shows what is not finite; multiplying with 1 would be a second pass over the gradients.
+            norms = nn.utils.get_total_norm([p.grad for p in dense if p.grad is not None])
+            if norms.isfinite() or self.scaler.is_enabled():
+                return
         norms = self.clip(dense, self.gradient_clip)
         # Loss scaling overflows now and then, and skips those steps by itself.
         if not self.scaler.is_enabled():
@@ -273,6 +296,7 @@ class _Run:
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "generators": [generator.get_state() for generator in self.generators],
+            "channels last": self.channels_last,
         }
         save_tree(path, state, kind=_CHECKPOINT)
 
@@ -300,6 +324,7 @@ class _Run:
         self.scaler.load_state_dict(state["scaler"])
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved)
+        self.channels_last = state.get("channels last")
         self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
         self.best = state["best"] if self.patience is not None else None
         return None

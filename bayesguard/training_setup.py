@@ -12,10 +12,15 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from bayesguard.checks import check_count
-from bayesguard.data import Data, is_one_shot
+from bayesguard.data import Batch, Data, is_one_shot
 from bayesguard.errors import BadFile, BadInput, BadType
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
+
+_FEW_ROWS = 8
+# Two kernels for one sum of products differ by a few roundings of it.
+_ROUNDINGS = 2.0**10
+_FUSED_DTYPES = (torch.float32, torch.float64)
 
 _WAYS_OUT = (
     "Usual ways out: a lower learning rate, gradient_clip=1.0, standardised inputs and regression targets, "
@@ -50,7 +55,7 @@ def make_optimizer(optimizer: OptimizerFactory | Optimizer | None, parameters: l
     if not parameters:
         raise BadInput("there is nothing to train: no parameter of the module requires gradients")
     if optimizer is None:
-        return torch.optim.Adam(parameters, lr=1e-3)
+        return torch.optim.Adam(parameters, lr=1e-3, fused=can_be_fused(parameters) or None)
     made = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters) if callable(optimizer) else None
     if not isinstance(made, Optimizer):
         raise BadType(
@@ -64,6 +69,77 @@ def make_optimizer(optimizer: OptimizerFactory | Optimizer | None, parameters: l
             "unless copy=False): pass a function, as functools.partial(torch.optim.SGD, lr=0.1), not an object"
         )
     return made
+
+
+def can_be_fused(parameters: list[nn.Parameter]) -> bool:
+    """Whether one kernel may update the parameters: on a CPU, where it is the faster way.
+
+    It walks parameters, gradients and running means in the order of memory. Gradients are laid out as their
+    parameters are, but what a checkpoint gives back is contiguous.
+    """
+    return all(p.device.type == "cpu" and p.dtype in _FUSED_DTYPES and p.is_contiguous() for p in parameters)
+
+
+def has_convolutions(module: nn.Module) -> bool:
+    """Whether a module has two-dimensional convolutions."""
+    return any(isinstance(part, nn.Conv2d) for part in module.modules())
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Return images `[N, C, H, W]` with the channels last in memory, also where there is only one.
+
+    From such inputs convolutions on a CPU go on in that order, without reordering at every layer. The parameters
+    stay as they are.
+    """
+    _, channels, height, width = images.shape
+    strides = (channels * height * width, 1, width * channels, channels)
+    if images.stride() == strides:
+        return images
+    if channels == 1 and images.is_contiguous():
+        return images.as_strided(images.shape, strides)
+    return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
+
+
+def are_images(batch: Batch) -> bool:
+    """Whether the one input of a batch is a tensor `[N, C, H, W]` of floats."""
+    inputs = batch.inputs
+    return len(inputs) == 1 and type(inputs[0]) is Tensor and inputs[0].dim() == 4 and inputs[0].is_floating_point()
+
+
+def same_channels_last(module: nn.Module, batch: Batch, loss: Callable[[Batch], Tensor]) -> bool:
+    """Tell whether a loss in training mode is the same, to rounding, with the channels of images last in memory.
+
+    A network that cuts results with `view` refuses them, and dropout between convolutions would draw its masks in
+    another order. Buffers, modes and torch's random numbers are afterwards as they were.
+    """
+    few = Batch((batch.inputs[0][:_FEW_ROWS],), {}, None if batch.targets is None else batch.targets[:_FEW_ROWS])
+    if batch.kwargs or few.num_rows < 2:
+        return False
+    buffers = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+    held = {buffer: buffer.clone() for _, own in buffers for buffer in own.values() if buffer is not None}
+    state = torch.get_rng_state()
+
+    def restore() -> None:
+        torch.set_rng_state(state)
+        for own, before in buffers:
+            own.update(before)
+        for buffer, numbers in held.items():
+            buffer.copy_(numbers)
+
+    def value(batch: Batch) -> Tensor:
+        restore()
+        return loss(batch).double().sum()
+
+    with torch.no_grad():
+        try:
+            plain = value(few)
+            other = value(few._replace(inputs=(channels_last(few.inputs[0]),)))
+            rounding = _ROUNDINGS * torch.finfo(few.inputs[0].dtype).eps
+            return bool(torch.isclose(plain, other, rtol=rounding, atol=rounding))
+        except Exception:  # Networks refuse in many ways; an error that is real comes again in the first step.
+            return False
+        finally:
+            restore()
 
 
 def autocast_dtype(precision: str | None, device: torch.device) -> torch.dtype | None:

@@ -19,7 +19,7 @@ LEVELS = [
     {"predictive", "sampling", "shift"},
     {"likelihoods"},
     {"data", "calibration", "metrics"},
-    {"adversarial", "checkpoint", "history", "results", "training_setup"},
+    {"adaptive", "adversarial", "checkpoint", "history", "results", "training_setup", "transfer"},
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},

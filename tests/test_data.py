@@ -17,7 +17,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from bayesguard.data import Batch, batches, bootstrap, count_rows, is_one_shot, to_device
+from bayesguard.data import Batch, batches, bootstrap, count_rows, is_one_shot, known_rows, to_device
 from bayesguard.errors import BadInput, BadType
 
 INPUTS = torch.arange(14.0).reshape(7, 2)
@@ -221,3 +221,21 @@ def test_bootstrap_rebuilds_a_loader_with_its_settings() -> None:
 def test_bootstrap_refuses_rows_that_have_no_number(data: Any) -> None:
     with pytest.raises(BadInput, match="bootstrap needs"):
         bootstrap(data, seed=0)
+
+
+def test_rows_are_known_without_a_pass_or_not_at_all() -> None:
+    dataset = TensorDataset(INPUTS, TARGETS)
+    assert known_rows((INPUTS, TARGETS)) == known_rows(INPUTS) == known_rows(DataLoader(dataset, batch_size=2)) == 7
+    assert known_rows(DataLoader(dataset, batch_size=2, drop_last=True)) == 6
+    assert known_rows([(INPUTS, TARGETS)]) is None
+    assert known_rows(iter([(INPUTS, TARGETS)])) is None
+
+
+def test_what_is_no_tensor_moves_by_its_own_method() -> None:
+    class Graph:
+        def to(self, device: Any) -> str:
+            return f"moved to {device}"
+
+    batch = to_device(Batch((Graph(), INPUTS), {}, None), "cpu", non_blocking=True)
+    assert batch.inputs[0] == "moved to cpu"
+    assert torch.equal(batch.inputs[1], INPUTS)

@@ -9,9 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bayesguard import likelihoods
 from bayesguard.data import Batch
 from bayesguard.errors import BadInput
-from bayesguard.joint import StackedMembers, can_train_jointly, clip_member_gradients, fit_jointly, member_loss
+from bayesguard.joint import (
+    StackedMembers,
+    can_train_jointly,
+    clip_member_gradients,
+    fit_jointly,
+    member_loss,
+    try_jointly,
+)
+from bayesguard.posteriors import Deterministic
 from bayesguard.training import fit
 
 _SOURCE = torch.Generator().manual_seed(0)
@@ -291,3 +300,86 @@ def test_a_resumed_joint_training_is_never_stopped(tmp_path: Any) -> None:
     fit_jointly(deepcopy(resumed), DATA, epochs=2, batch_size=8, checkpoint=path)
     assert fit_jointly(resumed, DATA, epochs=4, batch_size=8, checkpoint=path) == expected
     assert _largest_difference(whole, resumed) == 0.0
+
+
+def _predictors(*layers: Callable[[], nn.Module], likelihood: Any = None) -> list[nn.Module]:
+    return _members(lambda: Deterministic(nn.Sequential(*(make() for make in layers)), likelihood))
+
+
+PREDICTORS: dict[str, tuple[Callable[[], list[nn.Module]], Tensor]] = {
+    "classes": (
+        lambda: _predictors(lambda: nn.Linear(3, 5), nn.Tanh, lambda: nn.Linear(5, 4)),
+        torch.arange(24) % 4,
+    ),
+    "noise": (
+        lambda: _predictors(
+            lambda: nn.Linear(3, 300),
+            nn.ReLU,
+            lambda: nn.Linear(300, 2),
+            likelihood=likelihoods.HeteroscedasticGaussian(),
+        ),
+        TARGETS[:, 0],
+    ),
+    "labels": (
+        lambda: _predictors(lambda: nn.LayerNorm(3), lambda: nn.Linear(3, 2), likelihood=likelihoods.Bernoulli()),
+        (TARGETS > 0).long(),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "targets"), PREDICTORS.values(), ids=PREDICTORS)
+@pytest.mark.parametrize("optimizer", [None, OPTIMIZERS["sgd"]])
+def test_a_batched_product_trains_what_one_after_another_trains(
+    make: Callable[[], list[nn.Module]], targets: Tensor, optimizer: Any
+) -> None:
+    together, apart = make(), make()
+    data = (INPUTS, targets)
+    assert try_jointly(together, Batch((INPUTS,), {}, targets)) == ("", True)
+    settings: dict[str, Any] = {"epochs": 4, "batch_size": 7, "seed": 4, "optimizer": optimizer}
+    history = fit_jointly(together, data, **settings)
+    losses = []
+    for member in apart:
+        losses.append(fit(member, functools.partial(member_loss, member), data, **settings).epochs[-1].train_loss)
+    assert _largest_difference(together, apart) < 1e-10
+    assert history.epochs[-1].train_loss == pytest.approx(sum(losses) / 3, rel=1e-10)
+
+
+def test_batched_losses_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = PREDICTORS["classes"][0]()
+    batch = Batch((INPUTS,), {}, PREDICTORS["classes"][1])
+    want = torch.stack([member_loss(member, batch, 24) for member in members])
+    right = StackedMembers._batched
+    monkeypatch.setattr(StackedMembers, "_batched", lambda *args: right(*args).roll(1))
+    stacked = StackedMembers(members)
+    assert torch.allclose(stacked.loss(batch, 24), want, rtol=1e-12)
+    assert stacked.why_not_batched == "the batched losses differ from those of the members one by one"
+
+
+VMAPPED: dict[str, list[nn.Module]] = {
+    "objective": _members(_plain),
+    "buffers": _predictors(lambda: nn.Linear(3, 5), lambda: nn.BatchNorm1d(5), lambda: nn.Linear(5, 4)),
+    "something to learn": _predictors(lambda: nn.Linear(3, 2), likelihood=likelihoods.Gaussian()),
+    "loss is its own": _predictors(lambda: nn.Linear(3, 2), likelihood=likelihoods.HeteroscedasticGaussian(0.5)),
+}
+
+
+@pytest.mark.parametrize(("reason", "members"), VMAPPED.items(), ids=VMAPPED)
+def test_what_has_no_batched_form_is_vectorised(reason: str, members: list[nn.Module]) -> None:
+    assert reason in StackedMembers(members).why_not_batched
+
+
+def test_batched_members_draw_masks_of_their_own_and_resume(tmp_path: Any) -> None:
+    layers: list[Callable[[], nn.Module]] = [lambda: nn.Linear(3, 9), lambda: nn.Dropout(0.5), lambda: nn.Linear(9, 4)]
+    whole, resumed = _predictors(*layers), _predictors(*layers)
+    data = (INPUTS, torch.arange(24) % 4)
+    assert try_jointly(whole, Batch((INPUTS,), {}, data[1])).is_batched
+    expected = fit_jointly(whole, data, epochs=4, batch_size=8)
+    fit_jointly(deepcopy(resumed), data, epochs=2, batch_size=8, checkpoint=tmp_path / "file")
+    assert fit_jointly(resumed, data, epochs=4, batch_size=8, checkpoint=tmp_path / "file") == expected
+    assert _largest_difference(whole, resumed) == 0.0
+    one = _predictors(*layers)[0]
+    stacked = StackedMembers([one, deepcopy(one)]).train()
+    with torch.random.fork_rng():
+        first, second = stacked.loss(Batch((INPUTS,), {}, data[1]), 24)
+    assert stacked.why_not_batched == ""
+    assert first != second

@@ -1,6 +1,9 @@
 """What every predictor inherits: streaming, calibration, seeds, and what it leaves alone."""
 
 import copy
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -163,3 +166,86 @@ def test_read_only_arrays_are_taken() -> None:
     x = X.numpy().copy()
     x.flags.writeable = False
     assert predictor().predict((x, np.arange(50) % 3)).probs.shape == (50, 3)
+
+
+PEAK = """
+import resource, sys
+import torch
+import bayesguard as bg
+
+torch.set_num_threads(1)
+samples, rows, classes = map(int, sys.argv[1:])
+layers = torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Dropout(0.5), torch.nn.Linear(64, classes)
+predictor = bg.MCDropout(torch.nn.Sequential(*layers), num_samples=samples, strategy="replay")
+x = torch.zeros(rows, 16)
+predictor.predict(x[:512])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pred = predictor.predict(x)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is counted in kilobytes on Linux only")
+def test_memory_grows_with_the_answer_and_not_with_the_draws() -> None:
+    """Beyond what a batch takes: log-probabilities and variances of all rows once, whatever the number of draws."""
+    rows, classes = 3000, 600
+    grown = []
+    for samples in (4, 16):
+        # Blocks go back to the system as they are freed, so that the peak is that of what is alive.
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", PEAK, str(samples), str(rows), str(classes)]
+        grown.append(1024 * int(subprocess.check_output(command, text=True, env=environment)))
+    answer = 2 * rows * classes * 4
+    assert max(grown) < 1.25 * answer
+    assert abs(grown[1] - grown[0]) < 0.1 * answer
+
+
+def test_masks_of_a_block_are_never_cut_by_a_chunk() -> None:
+    own = bg.MCDropout(mlp(nn.Dropout(0.5)), num_samples=50, memory_budget=1 << 12)
+    block = own.draws_per_block
+    sizes = [len(chunk) for chunk in own.output_chunks(X, num_samples=50, seed=0)]
+    assert all(size % block == 0 for size in sizes[:-1])
+    assert sum(sizes) == 50
+
+
+def test_the_error_is_told_between_blocks_of_draws() -> None:
+    own = bg.MCDropout(mlp(nn.Dropout(0.5)), num_samples=32)
+    kept, reduced = own(X), own.predict(X)
+    assert kept.groups is not None
+    assert kept.groups.tolist() == [draw // 8 for draw in range(32)]
+    assert reduced.groups is not None
+    assert torch.equal(kept.groups, reduced.groups)
+    torch.testing.assert_close(kept.standard_error, reduced.standard_error, rtol=1e-4, atol=1e-7)
+    means = kept.draw_logits.softmax(-1).double().unflatten(0, (4, 8)).mean(1)
+    torch.testing.assert_close(kept.standard_error.double(), means.std(0) / 2, rtol=1e-4, atol=1e-7)
+    assert own(X, num_samples=15).groups is None  # less than two blocks: as if the draws were independent
+    assert bg.MCDropout(mlp(nn.Dropout(0.5)), balanced=False)(X).groups is None
+
+
+class Looping(nn.Module):
+    """A module whose parts know it: walking over them has to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+        self.body.whole = self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def test_training_mode_is_found_anywhere() -> None:
+    own = bg.Deterministic(mlp(nn.Dropout(0.5)))
+    own.network.get_submodule("2").train()
+    with pytest.raises(BadInput, match=r"the network \(2\) is in training mode"):
+        own(X)
+    own.network.train()
+    with pytest.raises(BadInput, match=r"the network \(its root\) is in training mode"):
+        own(X)
+    from bayesguard.predictor import check_evaluating
+
+    looping = Looping()
+    for module in (looping, *looping.body):
+        module.training = False
+    looping.body.training = False
+    check_evaluating(looping)

@@ -18,6 +18,7 @@ from bayesguard.data import Batch
 from bayesguard.errors import BadInput, BadType
 from bayesguard.history import History
 from bayesguard.training import fit
+from bayesguard.training_setup import make_optimizer
 
 _SOURCE = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(20, 3, generator=_SOURCE)
@@ -81,7 +82,7 @@ def test_the_default_is_adam() -> None:
     ours, theirs = nn.Linear(3, 1), nn.Linear(3, 1)
     theirs.load_state_dict(ours.state_dict())
     _fit(ours)
-    _fit(theirs, optimizer=functools.partial(torch.optim.Adam, lr=1e-3))
+    _fit(theirs, optimizer=functools.partial(torch.optim.Adam, lr=1e-3, fused=True))
     assert _equal(ours, theirs)
 
 
@@ -313,3 +314,64 @@ def test_progress_is_shown_only_when_asked_for(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
     _fit(_network(), progress=True)
     assert "60/60" in capsys.readouterr().err
+
+
+class _Images(nn.Module):
+    """Convolutions with batch statistics; `how` says in which way the features become rows."""
+
+    calls: Tensor
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+        self.head, self.how, self.orders = nn.Linear(64, 1), how, set[bool]()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        if self.how == "dropout":
+            images = nn.functional.dropout(images, 0.5, self.training)
+        self.orders.add(images.is_contiguous(memory_format=torch.channels_last))
+        hidden = self.second(self.norm(self.first(images)).relu())
+        return self.head(hidden.view(len(hidden), -1) if self.how == "view" else hidden.flatten(1))
+
+
+_IMAGES = torch.randn(12, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+_PICTURES = (_IMAGES, _IMAGES.mean((1, 2, 3)).unsqueeze(1))
+
+
+def _images(how: str) -> _Images:
+    with torch.random.fork_rng():
+        torch.set_rng_state(torch.Generator().manual_seed(1).get_state())
+        return _Images(how).double()
+
+
+def test_images_train_with_their_channels_last_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow = _images("flatten"), _images("flatten")
+    _fit(fast, _PICTURES)
+    assert True in fast.orders
+    monkeypatch.setattr("bayesguard.training.has_convolutions", lambda module: False)
+    _fit(slow, _PICTURES)
+    assert slow.orders == {False}
+    for name, value in fast.state_dict().items():
+        assert torch.allclose(value, slow.state_dict()[name], rtol=0, atol=1e-10), name
+        assert value.is_contiguous()
+
+
+@pytest.mark.parametrize("how", ["view", "dropout"])
+def test_images_keep_their_order_where_it_matters(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A `view` refuses another order, and dropout would draw other masks: training is bit for bit the plain one."""
+    fast, slow = _images(how), _images(how)
+    _fit(fast, _PICTURES)
+    monkeypatch.setattr("bayesguard.training.has_convolutions", lambda module: False)
+    _fit(slow, _PICTURES)
+    assert _equal(fast, slow)
+
+
+def test_one_kernel_updates_only_what_lies_in_one_order() -> None:
+    """Fused Adam walks memory: parameters in another order than their state would be updated with a neighbour's."""
+    ordered = nn.Conv2d(2, 4, 3)
+    other = nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    half = nn.Linear(2, 2).bfloat16()
+    fused = [make_optimizer(None, list(part.parameters())).defaults["fused"] for part in (ordered, other, half)]
+    assert fused == [True, None, None]

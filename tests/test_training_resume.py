@@ -211,3 +211,15 @@ def test_g10_resumed_is_never_stopped_on_cuda_with_loss_scaling(tmp_path: Path) 
     assert _fit(resumed, epochs=4, precision="float16", checkpoint=tmp_path / "c") == expected
     assert _equal(whole, resumed)
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_the_memory_format_of_images_is_resumed_too(tmp_path: Path) -> None:
+    images = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    data = (images, images.mean((1, 2, 3)).unsqueeze(1))
+    start = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1))
+    whole, part, resumed = (deepcopy(start) for _ in range(3))
+    expected = _fit(whole, data, epochs=4)
+    _fit(part, data, epochs=2, checkpoint=tmp_path / "file")
+    assert load_tree(tmp_path / "file", kind="training checkpoint")["channels last"] is True
+    assert _fit(resumed, data, epochs=4, checkpoint=tmp_path / "file") == expected
+    assert _equal(whole, resumed)

@@ -12,7 +12,8 @@ from bayesguard.checks import as_tensor, check_finite, check_shape
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics.functional.binned import bin_index
 from bayesguard.metrics.functional.classification import brier_scores
-from bayesguard.metrics.functional.inputs import BUDGET, classified, group_sums, top_label, yes_or_no
+from bayesguard.metrics.functional.crps import crps_of
+from bayesguard.metrics.functional.inputs import BUDGET, answered, classified, group_sums, yes_or_no
 from bayesguard.metrics.functional.regression import LEVELS, at_or_below, pit
 from bayesguard.metrics.functional.selective import weighted_aurc, weighted_roc
 from bayesguard.predictive import (
@@ -250,7 +251,7 @@ def top(predictive: Pred, targets: Tensor) -> tuple[Tensor, Tensor]:
         confidence = torch.maximum(scores, 1 - scores)
         right = ((scores > 0.5) == (outcomes == 1)).double()
     else:
-        confidence, right = top_label(*classified(probs, targets))
+        confidence, right = answered(probs, targets)
     return confidence.reshape(len(probs), -1), right.reshape(len(probs), -1)
 
 
@@ -258,7 +259,7 @@ def binned(predictive: Pred, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return what the calibration error bins, flat: P(y = 1) and y of yes or no, else top confidence and rightness."""
     if kind_of(predictive) == "binary":
         return yes_or_no(class_probs(predictive), targets)
-    return top_label(*classified(class_probs(predictive), targets))
+    return answered(class_probs(predictive), targets)
 
 
 def _accuracy(predictive: Pred, targets: Tensor) -> Scores:
@@ -316,7 +317,7 @@ def _rmse(predictive: Predictive, targets: Tensor) -> Scores:
 
 
 def _crps(predictive: Predictive, targets: Tensor) -> Scores:
-    return Mean(_rows(predictive.crps(targets)))
+    return Mean(_rows(crps_of(predictive, targets)))
 
 
 def _coverage(predictive: Predictive, targets: Tensor) -> Scores:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from bayesguard.errors import BadInput, IdenticalDraws, RandomnessWarning
 from bayesguard.likelihoods import Likelihood
 from bayesguard.predictor import Options, Predictor
-from bayesguard.sampling import Forward, Plan, Sampler, silent_dropout
-from bayesguard.sampling.engine import Strategy
+from bayesguard.sampling import Forward, Sampler, Strategy, Structure, silent_layers
 from bayesguard.sampling.intercept import check_rate, mark_layers, watch_drop_paths
 
 
@@ -32,9 +31,14 @@ class MCDropout(Predictor):
         layers: Names of the layers whose dropout is wanted (as in `network.named_modules()`); None for all.
         masks: "shared": one mask a draw for all examples, so that a draw is one function. "per_example": each
             example has masks of its own, as in training.
+        balanced: Drop every unit equally often over each eight consecutive draws: every draw by itself is as in
+            training, and their mean has a smaller error. False for independent draws.
         num_samples: Draws in one prediction.
-        strategy: "auto", or one of "replay", "vmap", "fold", "loop"; see `docs/engine.md`.
+        strategy: "auto" for the fastest, measured once for each kind of input, or one of "replay", "compact",
+            "vmap", "fold", "fold_tail", "loop"; see `docs/engine.md`.
         memory_budget: Bytes that a group of draws may take; None for a quarter of what is free.
+        compile: Compile a pass of many draws with `torch.compile`: it takes half a minute at the first prediction of
+            each batch size, and pays on a GPU and for small layers. Never used where it does not give the same draws.
         options: `output`, `input_key`, `target_key`, `copy`, `seed`: see `Predictor`.
 
     Raises:
@@ -56,9 +60,11 @@ class MCDropout(Predictor):
         p: float | None = None,
         layers: Sequence[str] | None = None,
         masks: Literal["shared", "per_example"] = "shared",
+        balanced: bool = True,
         num_samples: int = 32,
         strategy: Strategy = "auto",
         memory_budget: int | None = None,
+        compile: bool = False,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(network, likelihood, num_samples=num_samples, **options)
@@ -73,32 +79,44 @@ class MCDropout(Predictor):
             per_example=masks == "per_example",
             p=p,
             selected=selected,
+            balanced=balanced,
             strategy=strategy,
             memory_budget=memory_budget,
+            compile=compile,
         )
         # Raised by the first prediction whose draws differ: a single dead input is then no reason to refuse.
         self._has_varied = False
+        self._checked: set[Any] = set()
 
     def output_chunks(
-        self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any
+        self,
+        *inputs: Any,
+        num_samples: int,
+        seed: int,
+        offset: int = 0,
+        first_draw: int = 0,
+        draws_per_chunk: int | None = None,
+        **kwargs: Any,
     ) -> Iterator[Tensor]:
-        """Yield raw outputs `[s, N, ...]` of consecutive draws."""
+        """Yield raw outputs `[s, N, ...]` of consecutive draws from number `first_draw` on."""
         forward = Forward(self.network, inputs, kwargs, self.output)
-        plan = self._checked_plan(forward, seed)
-        first: Tensor | None = None
-        for outputs in self._sampler.chunks(forward, num_samples=num_samples, seed=seed, offset=offset):
+        structure = self._checked_structure(forward, seed)
+        start: Tensor | None = None
+        for outputs in self._sampler.chunks(
+            forward, num_samples=num_samples, seed=seed, offset=offset, first=first_draw, chunk=draws_per_chunk
+        ):
             if not self._has_varied and outputs.numel():
-                first = outputs[:1] if first is None else first
-                self._has_varied = bool((outputs != first).any())
+                start = outputs[:1] if start is None else start
+                self._has_varied = bool((outputs != start).any())
             yield outputs
         if (
             not self._has_varied
             and num_samples > 1
             and forward.num_rows
-            and self._masks_differ(plan, seed, num_samples)
+            and self._masks_differ(structure, seed, range(first_draw, first_draw + num_samples))
         ):
             raise IdenticalDraws(
-                f"all {num_samples} draws are the same although {len(plan.calls)} dropout calls fired: the masks do "
+                f"all {num_samples} draws are the same although {len(structure.calls)} dropout calls fired: the masks do "
                 "not reach the output (a dropout whose result is not used, or features that are all zero)"
             )
 
@@ -106,19 +124,35 @@ class MCDropout(Predictor):
         """Return the network under the masks of one draw."""
         return _Draw(self, seed)
 
+    can_continue = True
+
+    @property
+    def draws_per_block(self) -> int:
+        """Consecutive draws that are balanced together; blocks are independent of one another."""
+        return self._sampler.draws_per_block
+
+    @property
+    def is_positional(self) -> bool:
+        """Whether an example's draws depend on where it stands in the data."""
+        return self._sampler.per_example
+
     @property
     def strategy(self) -> str:
         """The strategy of the last prediction, with the reason for it."""
         plan = self._sampler.last_plan
         return "not used yet" if plan is None else f"{plan.strategy} ({plan.reason})" if plan.reason else plan.strategy
 
-    def _checked_plan(self, forward: Forward, seed: int) -> Plan:
-        known = forward.signature in self._sampler.plans
-        plan = self._sampler.plan(forward, seed)
-        if known or not forward.num_rows:
-            return plan
-        silent = silent_dropout(self._sampler, forward, seed)
-        if not plan.is_random:
+    def explain(self) -> str:
+        """Say which strategy the last prediction used and why, what it costs, and what memory it takes."""
+        plan = self._sampler.last_plan
+        return super().explain() if plan is None else plan.explain(self.num_samples)
+
+    def _checked_structure(self, forward: Forward, seed: int) -> Structure:
+        structure = self._sampler.structure(forward, seed)
+        if forward.signature in self._checked or not forward.num_rows:
+            return structure
+        silent = silent_layers(self._sampler, forward, seed)
+        if not structure.is_random:
             raise IdenticalDraws(_explain_nothing_fired(self.network, silent))
         if silent:
             warnings.warn(
@@ -127,16 +161,17 @@ class MCDropout(Predictor):
                 RandomnessWarning,
                 stacklevel=2,
             )
-        return plan
+        self._checked.add(forward.signature)
+        return structure
 
-    def _masks_differ(self, plan: Plan, seed: int, num_samples: int) -> bool:
+    def _masks_differ(self, structure: Structure, seed: int, draws: range) -> bool:
         """Tell whether masks differ at all: rare drops in few units may leave some draws whole by chance."""
-        if plan.own_randomness:
+        if structure.own_randomness:
             return True
         kept: list[list[Tensor]] = []
-        for draw in range(num_samples):
+        for draw in draws:
             masks = self._sampler.masks(seed, [draw])
-            kept.append([masks.keep(call.shape, call.rate, call.device) for call in plan.calls])
+            kept.append([masks.keep(call.shape, call.rate, call.device) for call in structure.calls])
         return any(not torch.equal(a, b) for draw in kept[1:] for a, b in zip(kept[0], draw, strict=True))
 
 

@@ -5,7 +5,7 @@ deep ensembles. NeurIPS. The prediction is the mixture of the members' distribut
 averaged parameters.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -18,13 +18,25 @@ from bayesguard.adversarial import adversarial_loss
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, bootstrap
 from bayesguard.errors import BadInput, BadType
-from bayesguard.likelihoods import Likelihood
+from bayesguard.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, Likelihood, Poisson, StudentT
 from bayesguard.posteriors.deterministic import Deterministic
+from bayesguard.posteriors.ensemble_prediction import MemberOutputs
+from bayesguard.predictive import Predictive
+from bayesguard.predictive.parts import collect
 from bayesguard.predictor import Options, Part, Predictor, check_likelihood, join_inputs, split_inputs
 from bayesguard.sampling import derive_seed, seeded_default_generators
 
 if TYPE_CHECKING:
     from bayesguard.history import History
+
+# Likelihoods without parameters or buffers, and the one setting on which their predictive depends.
+_STATELESS: dict[type[Likelihood], str | None] = {
+    Categorical: "class_dim",
+    Bernoulli: None,
+    HeteroscedasticGaussian: None,
+    StudentT: "df",
+    Poisson: None,
+}
 
 Members = Sequence[nn.Module] | Callable[[int], nn.Module]
 
@@ -72,10 +84,11 @@ class DeepEnsemble(Predictor):
         wrapped = [_wrap(network, likelihood, options, index) for index, network in enumerate(networks)]
         _check_different(wrapped)
         # The members are copies already, where copies were asked for.
-        options["copy"] = False
+        owned, options["copy"] = options.get("copy", True), False
         super().__init__(nn.ModuleList(wrapped), wrapped[0].likelihood, num_samples=len(wrapped), **options)
         self.bootstrap, self.adversarial_epsilon = bootstrap, adversarial_epsilon
         self.joint, self.n_jobs = joint, check_count(n_jobs, "n_jobs")
+        self._member_outputs = MemberOutputs(owned)
         self.network.training = False
         # The members' likelihoods speak for themselves; a second copy here would be trained by nobody.
         self.likelihood.requires_grad_(False)
@@ -111,7 +124,11 @@ class DeepEnsemble(Predictor):
     def output_chunks(
         self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any
     ) -> Iterator[Tensor]:
-        """Yield the members' raw outputs one after another, `num_samples` draws in all where they are random."""
+        """Yield the members' raw outputs, `num_samples` draws in all where they are random."""
+        outputs = self._member_outputs(self.members, inputs, kwargs)
+        if outputs is not None:
+            yield outputs
+            return
         for index, member in enumerate(self.members):
             own = derive_seed(seed, "member", index)
             samples = self._member_samples(member, num_samples)
@@ -119,11 +136,45 @@ class DeepEnsemble(Predictor):
 
     def predictives(self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any) -> Iterator[Part]:
         """Yield the members' predictives, each member with an equal share of the mixture."""
-        for index, member in enumerate(self.members):
+        members = self.members
+        outputs = self._member_outputs(members, inputs, kwargs)
+        if outputs is not None:
+            yield from self._parts_of(members, outputs)
+            return
+        for index, member in enumerate(members):
             own = derive_seed(seed, "member", index)
             samples = self._member_samples(member, num_samples)
             for part in member.predictives(*inputs, num_samples=samples, seed=own, offset=offset, **kwargs):
-                yield Part(self._calibrated(part.predictive, "draws"), part.share / len(self.members))
+                yield Part(self._calibrated(part.predictive, "draws"), part.share / len(members), index)
+
+    def _parts_of(self, members: list[Predictor], outputs: Tensor) -> Iterator[Part]:
+        """Yield the predictives of the members' outputs `[M, N, ...]`: one for all where they read them alike."""
+        if _read_alike(members):
+            yield Part(self._calibrated(members[0].likelihood.predictive(outputs), "draws"), 1.0)
+            return
+        for index, (member, own) in enumerate(zip(members, outputs, strict=True)):
+            predictive = member.likelihood.predictive(own.unsqueeze(0), exact=True)
+            predictive = member._calibrated(member._calibrated(predictive, "draws"), "pooled")
+            yield Part(self._calibrated(predictive, "draws"), 1 / len(members), index)
+
+    def draw_outputs(
+        self, *inputs: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
+    ) -> Tensor:
+        self._samples(num_samples), self._seed(seed)
+        with torch.no_grad():
+            outputs = self._member_outputs.batched(self.members, inputs, kwargs)
+        if outputs is None:
+            return super().draw_outputs(*inputs, num_samples=num_samples, seed=seed, **kwargs)
+        return outputs
+
+    def _answer(self, inputs: Iterable[Any], kwargs: Mapping[str, Any], draws: Any, offset: int) -> Predictive:
+        inputs = tuple(inputs)
+        # Members of a batched product that is in use are known to be in eval mode.
+        members = self.members
+        outputs = self._member_outputs.batched(members, inputs, kwargs)
+        if outputs is None or draws.stopping is not None:
+            return super()._answer(inputs, kwargs, draws, offset)
+        return collect(self._parts_of(members, outputs), draws.keep)
 
     def draw(self, seed: int) -> nn.Module:
         """Return one function of one member, both chosen by the seed."""
@@ -132,6 +183,12 @@ class DeepEnsemble(Predictor):
 
     @property
     def strategy(self) -> str:
+        plan = self._member_outputs.last
+        if plan is not None and plan.way == "batched":
+            return f"{len(self.members)} members as one batched product ({plan.reason})"
+        if plan is not None and plan.reason:
+            order = ", channels last in memory" if plan.way == "channels last" else ""
+            return f"{len(self.members)} members one after another{order} ({plan.reason})"
         strategies = dict.fromkeys(member.strategy for member in self.members)
         return f"{len(self.members)} members one after another, each: {', '.join(strategies)}"
 
@@ -215,6 +272,18 @@ def _check_different(members: Sequence[Predictor]) -> None:
                     f"members {earlier} and {later} have identical parameters; train each from an initialisation of "
                     "its own, or pass a factory `seed -> network`"
                 )
+
+
+def _read_alike(members: Sequence[Predictor]) -> bool:
+    """Whether the members' likelihoods are one, which learns nothing, and no member has a calibrator."""
+    likelihoods = [member.likelihood for member in members]
+    kind = type(likelihoods[0])
+    if kind not in _STATELESS or any(type(likelihood) is not kind for likelihood in likelihoods):
+        return False
+    name = _STATELESS[kind]
+    if name is not None and len({getattr(likelihood, name) for likelihood in likelihoods}) > 1:
+        return False
+    return not any(member.calibrators._modules for member in members)
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -1,4 +1,20 @@
-"""How the members of an ensemble are trained: together, one after another, or in processes of their own."""
+"""How the members of an ensemble are trained: together, one after another, or in processes of their own.
+
+Whether `joint="auto"` trains together follows from the number of parameters alone and never from a clock: members that
+train together share batches, so that a choice by measured time would change the result from run to run. The limits
+come from this table: time of an epoch of five members together / one after another, both with fused Adam, on one CPU
+thread, for networks of dense layers as one batched product.
+
+    network              parameters   batch 32   128   512
+    13-50-2                     802       0.27     -   0.51
+    784-64-64-10             55,050       0.44  0.53   0.66
+    100-200-200-10           62,410          -  0.60      -
+    784-256-256-10          269,322          -  0.76      -
+    784-400-400-10          478,410       0.83  0.85   0.99
+    784-1024-1024-10      1,863,690       1.00  0.97      -
+
+What has no batched form runs under vmap, which costs more, and convolutions lose in either form.
+"""
 
 import logging
 from pathlib import Path
@@ -9,7 +25,7 @@ from torch import Tensor, nn
 
 from bayesguard.data import Batch, batches, is_one_shot, to_device
 from bayesguard.history import History
-from bayesguard.joint import can_train_jointly, fit_jointly
+from bayesguard.joint import Trial, fit_jointly, try_jointly
 from bayesguard.predictor import join_inputs
 from bayesguard.sampling import derive_seed, seeded_default_generators
 from bayesguard.training import fit
@@ -20,9 +36,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-# Measured on two CPU cores: one vectorised pass over five members takes 0.25 of the time of one after another with
-# 700 parameters, 0.5 with 5,000, 0.8 with 500,000; convolutions lose.
-_SMALL = 100_000
+# Parameters of a member up to which training together is the faster way; see the table above.
+_LARGEST_BATCHED = 500_000
+_LARGEST_VMAPPED = 100_000
 
 
 def fit_members(ensemble: "DeepEnsemble", data: Any, **settings: Any) -> History:
@@ -31,7 +47,6 @@ def fit_members(ensemble: "DeepEnsemble", data: Any, **settings: Any) -> History
         return fit_jointly(
             ensemble.members,
             data,
-            loss=_member_loss,
             validation_loss=_validation_loss,
             **_common(ensemble, derive_seed(ensemble.seed, "fit")),
             **settings,
@@ -49,22 +64,23 @@ def _train_jointly(ensemble: "DeepEnsemble", data: Any, settings: dict[str, Any]
     apart = ensemble.bootstrap or ensemble.adversarial_epsilon is not None or ensemble.n_jobs > 1
     if ensemble.joint is False or apart or len(ensemble.members) == 1:
         return False
-    if ensemble.joint == "auto" and not _is_small(ensemble.members[0]):
+    if ensemble.joint == "auto" and not _may_pay(ensemble.members[0], _LARGEST_BATCHED):
         return False
-    able, reason = False, "data can be read only once"
-    if not is_one_shot(data):
+    if is_one_shot(data):
+        trial = Trial("data can be read only once", False)
+    else:
         batch = _first_batch(ensemble, data, settings.get("batch_size"))
-        able, reason = can_train_jointly(
-            ensemble.members, batch, loss=_member_loss, optimizer=settings.get("optimizer")
-        )
-    if not able and ensemble.joint is True:
-        _LOG.warning("members are trained one after another: %s", reason)
-    return able
+        trial = try_jointly(ensemble.members, batch, optimizer=settings.get("optimizer"))
+    if trial.reason and ensemble.joint is True:
+        _LOG.warning("members are trained one after another: %s", trial.reason)
+    if trial.reason or ensemble.joint is True:
+        return not trial.reason
+    return trial.is_batched or _may_pay(ensemble.members[0], _LARGEST_VMAPPED)
 
 
-def _is_small(member: nn.Module) -> bool:
+def _may_pay(member: nn.Module, most: int) -> bool:
     convolutions = any(isinstance(module, nn.modules.conv._ConvNd) for module in member.modules())
-    return not convolutions and sum(parameter.numel() for parameter in member.parameters()) <= _SMALL
+    return not convolutions and sum(parameter.numel() for parameter in member.parameters()) <= most
 
 
 def _first_batch(ensemble: "DeepEnsemble", data: Any, batch_size: int | None) -> Batch:
@@ -83,10 +99,6 @@ def _first_batch(ensemble: "DeepEnsemble", data: Any, batch_size: int | None) ->
     for generator, state in zip(own, states, strict=True):
         generator.set_state(state)
     return batch
-
-
-def _member_loss(member: nn.Module, batch: Batch, num_data: int) -> Tensor:
-    return member.loss(join_inputs(batch), batch.targets, num_data=num_data)  # type: ignore[operator]
 
 
 def _validation_loss(member: nn.Module, data: Any) -> float:

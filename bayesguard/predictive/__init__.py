@@ -4,6 +4,7 @@ from bayesguard.predictive.base import Decomposition as Decomposition
 from bayesguard.predictive.base import Predictive as Predictive
 from bayesguard.predictive.bernoulli import BernoulliPredictive as BernoulliPredictive
 from bayesguard.predictive.categorical import CategoricalPredictive as CategoricalPredictive
+from bayesguard.predictive.combine import Gathering as Gathering
 from bayesguard.predictive.combine import Reduction as Reduction
 from bayesguard.predictive.combine import concatenate as concatenate
 from bayesguard.predictive.combine import mixture as mixture

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput, BadType
+from bayesguard.predictive.groups import Groups, error_factor, numbered
 from bayesguard.predictive.numerics import as_given, wide
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Predictive(Distribution):
     Attributes:
         weights: the weight of every draw, `[S]`, float64, summing to one.
         exact: whether the distribution is known as it is, not estimated from random draws: no Monte-Carlo error.
+        groups: which draws depend on one another, int64 `[S]` on the CPU (draws of one group share a number); None
+            where all are independent. `standard_error` is then that between groups.
     """
 
     if TYPE_CHECKING:
@@ -59,11 +62,11 @@ class Predictive(Distribution):
     ] = {}  # torch's own check knows no row numbers; ours are in the constructors
     weights: Tensor
     exact: bool
+    groups: Groups
 
-    def _set(self, batch_shape: Sequence[int], weights: Tensor, exact: bool) -> None:
+    def _set(self, batch_shape: Sequence[int], weights: Tensor, exact: bool, groups: Groups) -> None:
         super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
-        self.weights = weights
-        self.exact = exact
+        self.weights, self.exact, self.groups = weights, exact, groups
 
     # -- what each kind of predictive says about itself
 
@@ -72,8 +75,8 @@ class Predictive(Distribution):
         """The tensors that hold the distribution, all with examples along `_example_axis`."""
 
     @abstractmethod
-    def _rebuild(self, tensors: list[Tensor], weights: Tensor | None = None, exact: bool | None = None) -> Self:
-        """The same kind of predictive from other tensors, without the checks of the constructor."""
+    def _refill(self, like: Self, tensors: list[Tensor], weights: Tensor, exact: bool, groups: Groups) -> Self:
+        """Fill a new object with the tensors of one that is like another, and return it."""
 
     @abstractmethod
     def log_prob(self, value: Any) -> Tensor:
@@ -98,6 +101,22 @@ class Predictive(Distribution):
 
     # -- what they share
 
+    def _rebuild(
+        self,
+        tensors: list[Tensor],
+        weights: Tensor | None = None,
+        exact: bool | None = None,
+        groups: Groups = None,
+    ) -> Self:
+        """The same kind of predictive from other tensors, without the checks of the constructor.
+
+        Weights that are given come with their groups.
+        """
+        if weights is None:
+            weights, groups = self.weights, self.groups
+        new = type(self).__new__(type(self))
+        return new._refill(self, tensors, weights, self.exact if exact is None else exact, groups)
+
     @property
     def has_draws(self) -> bool:
         """Whether the draws are kept, so that `component` and calibrators that act on draws can be had."""
@@ -107,6 +126,43 @@ class Predictive(Distribution):
     def num_samples(self) -> int:
         """S, the number of draws in the mixture."""
         return self.weights.shape[0]
+
+    @property
+    def draws_used(self) -> Tensor:
+        """How many draws every example's answer is made of, int64 `[N]`: S, except where `tolerance=` ended them."""
+        return torch.full((len(self),), self.num_samples, dtype=torch.long, device=self.device)
+
+    def with_groups(self, groups: object) -> Self:
+        """Return the predictive with its draws in groups: within a group they depend on one another.
+
+        Args:
+            groups: A number for each draw `[S]`; draws with the same number are of one group, and groups are
+                independent of one another. None: all draws are independent.
+
+        Raises:
+            BadInput: Not one integer for each draw.
+            BadType: A predictive that was reduced.
+
+        Examples:
+            >>> probs = [[[0.9, 0.1]], [[0.1, 0.9]], [[0.6, 0.4]], [[0.2, 0.8]]]
+            >>> pred = Predictive.from_probs(probs, draws=True)
+            >>> pred.standard_error[0, 0], pred.with_groups([0, 0, 1, 1]).standard_error[0, 0]
+            (tensor(0.1848), tensor(0.0500))
+        """
+        if not self.has_draws:
+            raise BadType("this predictive was reduced, and its draws can no longer be put into groups")
+        if groups is None:
+            return self._grouped(None)
+        labels = as_given(groups, "groups")
+        if tuple(labels.shape) != (self.num_samples,) or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise BadInput(
+                f"groups must have one integer for each of the {self.num_samples} draws, got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        return self._grouped(numbered(labels))
+
+    def _grouped(self, groups: Groups) -> Self:
+        return self._rebuild(self._tensors(), self.weights, groups=groups)
 
     @property
     def component(self) -> Distribution:
@@ -137,12 +193,15 @@ class Predictive(Distribution):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Return the predictive on another device or in another floating dtype; arguments as for `Tensor.to`."""
-        moved = [tensor.to(*args, **kwargs) for tensor in self._tensors()]
-        if moved[0].dtype not in (torch.float32, torch.float64):
+        first, *others = self._tensors()
+        first = first.to(*args, **kwargs)
+        if first.dtype not in (torch.float32, torch.float64):
             raise BadType(
-                f"a predictive is kept in float32 or float64, got {moved[0].dtype}; sums would lose their digits"
+                f"a predictive is kept in float32 or float64, got {first.dtype}; sums would lose their digits"
             )
-        return self._rebuild(moved, weights=self.weights.to(moved[0].device))
+        # Numbers of draws stay integers.
+        moved = [x.to(*args, **kwargs) if x.is_floating_point() else x.to(first.device) for x in others]
+        return self._rebuild([first, *moved], self.weights.to(first.device), groups=self.groups)
 
     def sample(self, sample_shape: Sequence[int] | int = (), seed: int | None = None) -> Tensor:
         """Draw from the predictive distribution.
@@ -184,13 +243,11 @@ class Predictive(Distribution):
         return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, {origin}{kept}, {dtype}, {self.device})"
 
     def _standard_error(self, variance: Tensor) -> Tensor:
-        """Error of a weighted mean over draws with this (biased) variance; one draw says nothing about its error."""
+        """Error of a mean over draws with this (biased) variance between groups; one says nothing about its error."""
         if self.exact:
             return torch.zeros_like(variance)
-        concentration = self.weights.square().sum()
-        if self.num_samples == 1 or concentration >= 1:
-            return torch.full_like(variance, torch.inf)
-        return (variance * (concentration / (1 - concentration))).sqrt()
+        factor = error_factor(self.weights, self.groups)
+        return torch.full_like(variance, torch.inf) if factor == float("inf") else (variance * factor).sqrt()
 
     # -- from plain arrays
 
@@ -254,7 +311,8 @@ class Predictive(Distribution):
 def normalised_weights(weights: object, count: int, like: Tensor) -> Tensor:
     """Return the weights of `count` draws as float64 summing to one; None means equal weights."""
     if weights is None:
-        return wide(like.new_full((count,), 1.0, dtype=torch.float32)) / count
+        dtype = torch.float32 if like.device.type == "mps" else torch.float64
+        return torch.full((count,), 1 / count, dtype=dtype, device=like.device)
     tensor = wide(as_given(weights, "weights").detach().to(like.device))
     if tuple(tensor.shape) != (count,):
         raise BadInput(f"weights must have one number for each of the {count} draws, got shape {tuple(tensor.shape)}")

@@ -107,8 +107,11 @@ class BernoulliPredictive(PooledPredictive):
 
     @property
     def standard_error(self) -> Tensor:
-        """Monte-Carlo standard error of the probability of yes: 0 if exact, infinite for one draw."""
-        return self._standard_error(self._moments.variance[..., 1])
+        """Monte-Carlo standard error of the probability of yes: 0 if exact, infinite for one draw.
+
+        It is the error between groups of draws (`groups`), if there are such.
+        """
+        return self._class_errors[..., 1]
 
     def log_prob(self, value: object) -> Tensor:
         """Return the log-probability in nats of answers `[N, ...]`: 0 and 1 of any dtype, or bool."""

@@ -43,13 +43,12 @@ class CategoricalPredictive(PooledPredictive):
                 f"logits has {values.shape[-1]} classes on its last axis; at least 2 are needed. "
                 "For one logit of yes or no use BernoulliPredictive"
             )
-        check_finite(values, "logits", allow_negative_infinity=True, row_axis=1)
-        masked = (values == -torch.inf).all(-1)
-        if masked.any():
+        log_probs = _log_softmax(values)
+        # What may not be (NaN, +inf, every class masked) all ends in NaN: one look, and a reason where there is one.
+        if log_probs.isnan().any():
+            check_finite(values, "logits", allow_negative_infinity=True, row_axis=1)
+            masked = (values == -torch.inf).all(-1)
             raise BadInput(f"logits has every class masked (-inf) in row {bad_row(masked.movedim(1, 0))}")
-        # Under autocast a softmax may stay in half precision, and its rows would miss 1 by 0.002.
-        with torch.autocast(values.device.type, enabled=False):
-            log_probs = values.log_softmax(-1)
         self._fill(log_probs, None, normalised_weights(weights, values.shape[0], values), exact)
 
     @classmethod
@@ -78,7 +77,7 @@ class CategoricalPredictive(PooledPredictive):
         return cls(values.log(), exact=not draws)
 
     def _draw_log_probs(self, rows: slice) -> Tensor:
-        return wide(self.draw_logits[:, rows]).log_softmax(-1)
+        return wide(self.draw_logits[:, rows])
 
     def _make_component(self, draws: Tensor) -> Categorical:
         return Categorical(logits=draws, validate_args=False)
@@ -115,8 +114,11 @@ class CategoricalPredictive(PooledPredictive):
 
     @property
     def standard_error(self) -> Tensor:
-        """Monte-Carlo standard error of the probabilities, `[N, ..., K]`: 0 if exact, infinite for one draw."""
-        return self._standard_error(self._moments.variance)
+        """Monte-Carlo standard error of the probabilities, `[N, ..., K]`: 0 if exact, infinite for one draw.
+
+        It is the error between groups of draws (`groups`), if there are such.
+        """
+        return self._class_errors
 
     def log_prob(self, value: object) -> Tensor:
         """Return the log-probability in nats of class labels `[N, ...]`, integers in 0..K-1."""
@@ -130,3 +132,11 @@ class CategoricalPredictive(PooledPredictive):
 
     def _sample(self, count: int, generator: torch.Generator | None) -> Tensor:
         return self._sample_classes(count, generator)
+
+
+def _log_softmax(values: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled(values.device.type):
+        return values.log_softmax(-1)
+    # Under autocast a softmax may stay in half precision, and its rows would miss 1 by 0.002.
+    with torch.autocast(values.device.type, enabled=False):
+        return values.log_softmax(-1)

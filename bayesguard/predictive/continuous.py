@@ -26,6 +26,7 @@ from bayesguard.predictive.components import (
     sample_component,
     widened,
 )
+from bayesguard.predictive.groups import Groups, variance_between
 from bayesguard.predictive.numerics import as_floating, as_given, in_slices, wide
 from bayesguard.predictive.quadrature import mixture_log_prob, quadrature_crps, quadrature_entropy
 from bayesguard.predictive.roots import bracket, find_root
@@ -60,18 +61,17 @@ class ComponentPredictive(Predictive):
                 f"needs {self._support}"
             )
 
-    def _fill(self, component: Distribution, weights: Tensor, exact: bool) -> Self:
-        self._set(component.batch_shape[1:], weights, exact)
+    def _fill(self, component: Distribution, weights: Tensor, exact: bool, groups: Groups = None) -> Self:
+        self._set(component.batch_shape[1:], weights, exact, groups)
         self._component = component
         return self
 
     def _tensors(self) -> list[Tensor]:
         return list(parameters(self._component).values())
 
-    def _rebuild(self, tensors: list[Tensor], weights: Tensor | None = None, exact: bool | None = None) -> Self:
-        component = rebuild(self._component, dict(zip(parameters(self._component), tensors, strict=True)))
-        weights = self.weights if weights is None else weights
-        return type(self).__new__(type(self))._fill(component, weights, self.exact if exact is None else exact)
+    def _refill(self, like: Self, tensors: list[Tensor], weights: Tensor, exact: bool, groups: Groups) -> Self:
+        component = rebuild(like._component, dict(zip(parameters(like._component), tensors, strict=True)))
+        return self._fill(component, weights, exact, groups)
 
     @property
     def component(self) -> Distribution:
@@ -115,8 +115,14 @@ class ComponentPredictive(Predictive):
 
     @property
     def standard_error(self) -> Tensor:
-        """Monte-Carlo standard error of the mean, `[N, ...]`: 0 if exact, infinite for one draw."""
-        return self._standard_error(self._moments[2]).to(self.dtype)
+        """Monte-Carlo standard error of the mean, `[N, ...]`: 0 if exact, infinite for one draw.
+
+        It is the error between groups of draws (`groups`), if there are such.
+        """
+        variance = self._moments[2]
+        if self.groups is not None:
+            variance = variance_between(widened(self._component).mean, self.weights, self.groups)
+        return self._standard_error(variance).to(self.dtype)
 
     # -- densities and quantiles
 

@@ -13,9 +13,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from bayesguard.checks import check_level
-from bayesguard.errors import BadType
+from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive.base import Decomposition, Predictive, to_numpy
+from bayesguard.predictive.groups import Groups, variance_between
 from bayesguard.predictive.numerics import in_slices, slices, wide
+
+_UNDERFLOW = 1e-290  # below this the logarithm of a float64 probability loses digits
+_FAR_DOWN = -1e4  # logarithm of a probability that is zero in float64, and finite
 
 
 class Moments(NamedTuple):
@@ -23,10 +27,14 @@ class Moments(NamedTuple):
 
     log_probs: Tensor  # [N, ..., K], of the mixture
     information: Tensor  # [N, ...], mutual information of answer and draw; kept, for a difference would lose its digits
-    variance: Tensor  # [N, ..., K], of the draws' probabilities
+    variance: Tensor  # [N, ..., K], of the groups' mean probabilities; with `draws_used`, that of the mixture itself
+    draws_used: Tensor | None = None  # [N], where examples have different numbers of draws
 
     def to(self, dtype: torch.dtype) -> Moments:
-        return Moments(*(tensor.to(dtype) for tensor in self))
+        return Moments(self.log_probs.to(dtype), self.information.to(dtype), self.variance.to(dtype), self.draws_used)
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for tensor in self if tensor is not None]
 
 
 def entropy_of(log_probs: Tensor) -> Tensor:
@@ -34,18 +42,35 @@ def entropy_of(log_probs: Tensor) -> Tensor:
     return torch.special.entr(log_probs.exp()).sum(-1)
 
 
-def moments_of(log_probs: Tensor, weights: Tensor) -> Moments:
-    """Return the moments of normalised float64 log-probabilities `[S, N, ..., K]` under weights `[S]`."""
+def moments_of(log_probs: Tensor, weights: Tensor, groups: Groups = None) -> Moments:
+    """Return the moments of float64 log-probabilities `[S, N, ..., K]` under weights `[S]`.
+
+    Rows are normalised here: their sums may be off by float32 rounding.
+    """
+    if len(log_probs) == 1:
+        pooled = log_probs[0].log_softmax(-1)
+        return Moments(pooled, torch.zeros_like(pooled[..., 0]), torch.zeros_like(pooled))
     share = weights.reshape(-1, *[1] * (log_probs.dim() - 1))
-    pooled = (log_probs + share.log()).logsumexp(0)
+    # One exponential for each number: everything else is sums and products of it.
     probs = log_probs.exp()
-    variance = (share * (probs - (share * probs).sum(0)).square()).sum(0)
-    expected = (share[..., 0] * entropy_of(log_probs)).sum(0)
+    totals = probs.sum(-1, keepdim=True)
+    probs = probs / totals
+    log_probs = log_probs - totals.log()
+    mean = torch.tensordot(weights, probs, dims=1)
+    pooled = mean.clamp_min(_UNDERFLOW).log()
+    if mean.is_cuda or bool((mean < _UNDERFLOW).any()):  # on CUDA a look would wait for the device
+        pooled = torch.where(mean < _UNDERFLOW, (log_probs + share.log()).logsumexp(0), pooled)
+    variance = variance_between(probs, weights, groups)
+    # A class of probability zero adds nothing, however far down its logarithm is.
+    expected = -torch.tensordot(weights, (probs * log_probs.clamp_min(_FAR_DOWN)).sum(-1), dims=1)
     return Moments(pooled, (entropy_of(pooled) - expected).clamp_min(0), variance)
 
 
 def merge_moments(first: Moments, second: Moments, share: float) -> Moments:
-    """Return the moments of the mixture of two with weights 1 - share and share (Chan, Golub, LeVeque, 1979)."""
+    """Return the moments of the mixture of two with weights 1 - share and share (Chan, Golub, LeVeque, 1979).
+
+    No group of draws may be in both.
+    """
     rest = 1 - share
     pooled = torch.logaddexp(first.log_probs + math.log(rest), second.log_probs + math.log(share))
     between = (first.log_probs.exp() - second.log_probs.exp()).square() * (share * rest)
@@ -65,7 +90,7 @@ class PooledPredictive(Predictive):
 
     @abstractmethod
     def _draw_log_probs(self, rows: slice) -> Tensor:
-        """Normalised float64 log-probabilities `[S, n, ..., K]` of some of the examples."""
+        """Float64 log-probabilities `[S, n, ..., K]` of some of the examples, normalised to float32 rounding."""
 
     @abstractmethod
     def _make_component(self, draws: Tensor) -> Distribution:
@@ -73,35 +98,41 @@ class PooledPredictive(Predictive):
 
     # -- draws and moments
 
-    def _fill(self, draws: Tensor | None, moments: Moments | None, weights: Tensor, exact: bool) -> Self:
+    def _fill(
+        self, draws: Tensor | None, moments: Moments | None, weights: Tensor, exact: bool, groups: Groups = None
+    ) -> Self:
         if draws is not None:
             batch_shape = draws.shape[1 : draws.dim() - self._num_class_axes]
         else:
             assert moments is not None
             batch_shape = moments.log_probs.shape[:-1]
-        self._set(batch_shape, weights, exact)
+        self._set(batch_shape, weights, exact, groups)
         self._draws = draws
         if moments is not None:
             self.__dict__["_moments"] = moments
         return self
 
-    def _rebuild(self, tensors: list[Tensor], weights: Tensor | None = None, exact: bool | None = None) -> Self:
-        weights = self.weights if weights is None else weights
-        exact = self.exact if exact is None else exact
-        new = type(self).__new__(type(self))
+    def _refill(self, like: Self, tensors: list[Tensor], weights: Tensor, exact: bool, groups: Groups) -> Self:
         if len(tensors) == 1:
-            return new._fill(tensors[0], None, weights, exact)
-        return new._fill(None, Moments(*tensors), weights, exact)
+            return self._fill(tensors[0], None, weights, exact, groups)
+        return self._fill(None, Moments(*tensors), weights, exact, groups)
 
     def _tensors(self) -> list[Tensor]:
-        return list(self._moments) if self._draws is None else [self._draws]
+        return self._moments.tensors() if self._draws is None else [self._draws]
 
     def _wide_moments(self) -> Moments:
         if self._draws is None:
-            return Moments(*(wide(tensor) for tensor in self._moments))
+            if self._moments.draws_used is not None:
+                raise BadInput(
+                    "predictives that were drawn to a tolerance have another number of draws for each example and "
+                    "cannot be mixed; predict with num_samples= instead"
+                )
+            return Moments(*(wide(tensor) for tensor in self._moments.tensors()))
         cost = 4 * self._draws[:, :1].numel() * (2 - self._num_class_axes)
-        parts = [moments_of(self._draw_log_probs(rows), self.weights) for rows in slices(len(self), cost)]
-        return Moments(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+        parts = [moments_of(self._draw_log_probs(rows), self.weights, self.groups) for rows in slices(len(self), cost)]
+        return (
+            parts[0] if len(parts) == 1 else Moments(*map(torch.cat, zip(*(p.tensors() for p in parts), strict=True)))
+        )
 
     @cached_property
     def _moments(self) -> Moments:
@@ -129,7 +160,18 @@ class PooledPredictive(Predictive):
 
         Memory is O(N K) instead of O(S N K). A single draw is kept, since it takes no more.
         """
-        return self if self._draws is None or self.num_samples == 1 else self._rebuild(list(self._moments))
+        return self if self._draws is None or self.num_samples == 1 else self._rebuild(self._moments.tensors())
+
+    @property
+    def draws_used(self) -> Tensor:
+        """How many draws every example's answer is made of, int64 `[N]`: S, except where `tolerance=` ended them."""
+        used = None if self._draws is not None else self._moments.draws_used
+        return super().draws_used if used is None else used
+
+    @property
+    def _class_errors(self) -> Tensor:
+        variance, used = self._moments[2:]
+        return self._standard_error(variance) if used is None else variance.sqrt()
 
     # -- what they answer
 
@@ -154,7 +196,7 @@ class PooledPredictive(Predictive):
 
     def uncertainty(self) -> Decomposition:
         """Return entropy, expected entropy and mutual information `[N, ...]` in nats; see `Decomposition`."""
-        log_probs, information, _ = self._moments
+        log_probs, information = self._moments[:2]
 
         def total(rows: slice) -> Tensor:
             return entropy_of(wide(log_probs[rows]).log_softmax(-1))

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from bayesguard.checks import check_finite, check_level, check_shape
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive.base import Predictive, normalised_weights, to_numpy, with_draws
+from bayesguard.predictive.groups import Groups, variance_between
 from bayesguard.predictive.numerics import as_floating, as_given, in_slices, wide
 
 
@@ -39,17 +40,16 @@ class SamplePredictive(Predictive):
         check_finite(values, "samples", row_axis=1)
         self._fill(values, normalised_weights(weights, values.shape[0], values), False)
 
-    def _fill(self, samples: Tensor, weights: Tensor, exact: bool) -> Self:
-        self._set(samples.shape[1:], weights, exact)
+    def _fill(self, samples: Tensor, weights: Tensor, exact: bool, groups: Groups = None) -> Self:
+        self._set(samples.shape[1:], weights, exact, groups)
         self.samples = samples
         return self
 
     def _tensors(self) -> list[Tensor]:
         return [self.samples]
 
-    def _rebuild(self, tensors: list[Tensor], weights: Tensor | None = None, exact: bool | None = None) -> Self:
-        weights = self.weights if weights is None else weights
-        return type(self).__new__(type(self))._fill(tensors[0], weights, self.exact if exact is None else exact)
+    def _refill(self, like: Self, tensors: list[Tensor], weights: Tensor, exact: bool, groups: Groups) -> Self:
+        return self._fill(tensors[0], weights, exact, groups)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -82,8 +82,11 @@ class SamplePredictive(Predictive):
 
     @property
     def standard_error(self) -> Tensor:
-        """Monte-Carlo standard error of the mean, `[N, ...]`; infinite for one sample."""
-        return self._standard_error(self.variance)
+        """Monte-Carlo standard error of the mean, `[N, ...]`; infinite for one sample.
+
+        It is the error between groups of draws (`groups`), if there are such.
+        """
+        return self._standard_error(self._by_example(lambda x: variance_between(x, self.weights, self.groups)))
 
     def cdf(self, value: object) -> Tensor:
         """Return the share of the samples `<= value`, a number or one for every element."""

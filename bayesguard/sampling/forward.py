@@ -30,13 +30,17 @@ class Forward:
         self.num_rows = self._count_rows()
 
     def __call__(self) -> Tensor:
-        outputs = select_output(self.network(*self.inputs, **self.kwargs), self.select)
+        outputs = self.unchecked()
         if outputs.dim() == 0 or outputs.shape[0] != self.num_rows:
             raise BadInput(
                 f"the network's output has shape {tuple(outputs.shape)} for {self.num_rows} examples; "
                 "its first axis must be that of the examples"
             )
         return outputs
+
+    def unchecked(self) -> Tensor:
+        """Return the outputs, whatever their number of rows."""
+        return select_output(self.network(*self.inputs, **self.kwargs), self.select)
 
     @property
     def device(self) -> torch.device:

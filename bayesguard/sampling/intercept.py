@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bayesguard.errors import BadInput
+from bayesguard.sampling.compaction import Compaction, Deferred
 from bayesguard.sampling.kernels import attention, multi_head_attention, recurrent
 from bayesguard.sampling.masks import MaskSource
 
@@ -57,12 +58,21 @@ RANDOM_CALLS = frozenset(
 
 
 class Intercept(TorchFunctionMode):
-    """Supplies the masks of every dropout, attention and recurrent kernel called in this thread."""
+    """Supplies the masks of every dropout, attention and recurrent kernel called in this thread.
 
-    def __init__(self, masks: MaskSource, selected: frozenset[str] | None = None) -> None:
+    Args:
+        masks: Where the masks come from.
+        selected: Names of the layers whose dropout is wanted; None for all.
+        compaction: What to do with masks of whole channels; None to multiply with them.
+    """
+
+    def __init__(
+        self, masks: MaskSource, selected: frozenset[str] | None = None, compaction: Compaction | None = None
+    ) -> None:
         super().__init__()
         self.masks = masks
         self.selected = selected
+        self.compaction = compaction
         self.own_randomness = False
 
     def __torch_function__(
@@ -74,10 +84,18 @@ class Intercept(TorchFunctionMode):
         """Run one call, with masks where it is a random one."""
         handler = HANDLERS.get(func)
         if handler is not None and self.is_selected():
-            return handler(self.masks, func, *args, **kwargs)
+            return handler(self, func, *args, **kwargs)
+        if self.compaction is not None and args and type(args[0]) is Deferred:
+            result = self.compaction.call(func, args, kwargs)
+            if result is not None:
+                return result
         if getattr(func, "__name__", "") in RANDOM_CALLS:
             self.own_randomness = True
         return func(*args, **kwargs)
+
+    def once(self, compute: Callable[[], Any]) -> Any:
+        """Compute what a random call needs and what no draw changes; a replayed pass has it already."""
+        return compute()
 
     def is_random(self, func: Kernel) -> bool:
         """Tell whether a call may be random, so that a recorded prefix has to end before it."""
@@ -88,14 +106,12 @@ class Intercept(TorchFunctionMode):
         return self.selected is None or any(name in self.selected for name in running_layers())
 
 
-def _dropout(masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
-    return _masked(masks, input, masks.rate(p, module=True), input.shape)
+def _dropout(mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
+    return _masked(mode, input, mode.masks.rate(p, module=True), input.shape)
 
 
-def _feature_dropout(
-    masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any
-) -> Tensor:
-    return _masked(masks, input, masks.rate(p, module=True), _feature_shape(func, input))
+def _feature_dropout(mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
+    return _masked(mode, input, mode.masks.rate(p, module=True), _feature_shape(func, input))
 
 
 def _feature_shape(func: Kernel, input: Tensor) -> list[int]:
@@ -103,23 +119,26 @@ def _feature_shape(func: Kernel, input: Tensor) -> list[int]:
     return [*input.shape[:leading], *(1 for _ in input.shape[leading:])]
 
 
-def _masked(masks: MaskSource, input: Tensor, rate: float, shape: Any) -> Tensor:
+def _masked(mode: Intercept, input: Tensor, rate: float, shape: Any) -> Tensor:
     check_rate(rate)
     if rate == 0:
         return input
-    keep = masks.keep(shape, rate, input.device).to(input.dtype)
+    if mode.compaction is not None:
+        deferred = mode.compaction.dropout(input, rate, shape)
+        if deferred is not None:
+            return deferred
     # Out of place always: the mask of an in-place dropout would compound in a replayed prefix.
-    return input * (keep if rate == 1 else keep / (1 - rate))
+    return mode.masks.multiply(input, rate, shape)
 
 
-def _alpha_dropout(masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
-    return _alpha_masked(masks, input, masks.rate(p, module=True), input.shape)
+def _alpha_dropout(mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
+    return _alpha_masked(mode.masks, input, mode.masks.rate(p, module=True), input.shape)
 
 
 def _feature_alpha_dropout(
-    masks: MaskSource, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any
+    mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any
 ) -> Tensor:
-    return _alpha_masked(masks, input, masks.rate(p, module=True), _feature_shape(func, input))
+    return _alpha_masked(mode.masks, input, mode.masks.rate(p, module=True), _feature_shape(func, input))
 
 
 def _alpha_masked(masks: MaskSource, input: Tensor, rate: float, shape: Any) -> Tensor:
@@ -227,5 +246,5 @@ def _drop_path(module: nn.Module, args: Any, output: Any) -> Any:
     whole_batch = getattr(module, "mode", "row") == "batch"
     shape = [1 if whole_batch else output.shape[0], *(1 for _ in output.shape[1:])]
     # Scaled like the published DropPath: what is kept is divided by the keep rate unless the module says not to.
-    scaled = _masked(mode.masks, output, rate, shape)
+    scaled = _masked(mode, output, rate, shape)
     return scaled if getattr(module, "scale_by_keep", True) else scaled * (1 - rate)

@@ -2,20 +2,30 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayesguard.sampling.masks import MaskSource
+from bayesguard.sampling.masks import MaskSource, PassesDiffer
 
 Kernel = Callable[..., Any]
 
 
+class Mode(Protocol):
+    """What a kernel asks of the interception that it runs under."""
+
+    @property
+    def masks(self) -> MaskSource: ...
+
+    def once(self, compute: Callable[[], Any]) -> Any: ...
+
+
 def attention(
-    masks: MaskSource,
+    mode: Mode,
     func: Kernel,
     query: Tensor,
     key: Tensor,
@@ -30,6 +40,7 @@ def attention(
 
     query `[..., T, E]`, key `[..., U, E]`, value `[..., U, F]` -> `[..., T, F]`.
     """
+    masks = mode.masks
     rate = masks.rate(dropout_p, module=False)
     if rate == 0:
         return func(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -44,27 +55,25 @@ def attention(
     elif attn_mask is not None:
         scores = scores + attn_mask
     weights = scores.softmax(dim=-1)
-    keep = masks.keep(weights.shape, rate, weights.device).to(weights.dtype)
-    return (weights * keep / (1 - rate) if rate < 1 else weights * 0) @ value
+    return masks.multiply(weights, rate, weights.shape) @ value
 
 
-def multi_head_attention(masks: MaskSource, func: FunctionType, *args: Any, **kwargs: Any) -> Any:
+def multi_head_attention(mode: Mode, func: FunctionType, *args: Any, **kwargs: Any) -> Any:
     """Multi-head attention whose inner dropout asks us for its masks.
 
     A function mode is off while it handles a call, so the dropout inside cannot be intercepted a second time. The
     same code therefore runs with three of its global names rebound.
     """
     bound = dict(zip(func.__code__.co_varnames, args, strict=False)) | kwargs
-    bound["dropout_p"] = masks.rate(bound["dropout_p"], module=False)
+    bound["dropout_p"] = mode.masks.rate(bound["dropout_p"], module=False)
     bound["training"] = True
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        keep = masks.keep(input.shape, p, input.device).to(input.dtype)
-        return input * keep / (1 - p) if p < 1 else input * 0
+        return mode.masks.multiply(input, p, input.shape)
 
     def scaled_dot_product_attention(*inner: Any, **options: Any) -> Tensor:
         # The rate is already ours; applying `rate` again leaves it as it is.
-        return attention(masks, F.scaled_dot_product_attention, *inner, **options)
+        return attention(mode, F.scaled_dot_product_attention, *inner, **options)
 
     names = func.__globals__ | {
         "has_torch_function": lambda tensors: False,
@@ -74,7 +83,7 @@ def multi_head_attention(masks: MaskSource, func: FunctionType, *args: Any, **kw
     return FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)(**bound)
 
 
-def recurrent(masks: MaskSource, func: Kernel, input: Tensor, *args: Any) -> Any:
+def recurrent(mode: Mode, func: Kernel, input: Tensor, *args: Any) -> Any:
     """A recurrent stack run layer by layer, with our masks between its layers.
 
     Handles both signatures of `torch.lstm`, `gru`, `rnn_tanh` and `rnn_relu`: padded
@@ -84,7 +93,7 @@ def recurrent(masks: MaskSource, func: Kernel, input: Tensor, *args: Any) -> Any
     packed = isinstance(args[2], (list, tuple))
     sizes = args[:1] if packed else ()
     hx, weights, has_biases, num_layers, dropout, _, bidirectional, *layout = args[len(sizes) :]
-    rate = masks.rate(dropout, module=False)
+    rate = mode.masks.rate(dropout, module=False)
     if rate == 0 or num_layers == 1:
         return func(input, *sizes, hx, weights, has_biases, num_layers, 0.0, False, bidirectional, *layout)
     directions = 2 if bidirectional else 1
@@ -92,10 +101,18 @@ def recurrent(masks: MaskSource, func: Kernel, input: Tensor, *args: Any) -> Any
     finals = []
     for layer in range(num_layers):
         if layer:
-            input = _mask_sequence(masks, input, rate, sizes[0] if packed else None)
+            before = input.shape
+            input = _mask_sequence(mode.masks, input, rate, sizes[0] if packed else None)
+            if input.shape != before:
+                # The kernel does not check the rows of its state itself.
+                raise PassesDiffer(
+                    "a recurrent layer's state does not go with draws that are folded between its layers"
+                )
         state = _layer_state(hx, slice(layer * directions, (layer + 1) * directions))
         own = weights[layer * per_layer : (layer + 1) * per_layer]
-        input, *final = func(input, *sizes, state, own, has_biases, 1, 0.0, False, bidirectional, *layout)
+        run = partial(func, input, *sizes, state, own, has_biases, 1, 0.0, False, bidirectional, *layout)
+        # Nothing before the first mask depends on the draw.
+        input, *final = run() if layer else mode.once(run)
         finals.append(final)
     return (input, *(torch.cat(parts) for parts in zip(*finals, strict=True)))
 
@@ -107,8 +124,8 @@ def _layer_state(hx: Any, rows: slice) -> Any:
 
 def _mask_sequence(masks: MaskSource, input: Tensor, rate: float, batch_sizes: Tensor | None) -> Tensor:
     shape = list(input.shape) if batch_sizes is None else [len(batch_sizes), input.shape[-1]]
-    keep = masks.keep(shape, rate, input.device)
-    if batch_sizes is not None:
-        # Packed rows lie time step by time step: one mask a step serves all the sequences that reach it.
-        keep = keep.repeat_interleave(batch_sizes.to(keep.device), dim=0)
+    if batch_sizes is None:
+        return masks.multiply(input, rate, shape)
+    # Packed rows lie time step by time step: one mask a step serves all the sequences that reach it.
+    keep = masks.keep(shape, rate, input.device).repeat_interleave(batch_sizes.to(input.device), dim=0)
     return input * keep.to(input.dtype) / (1 - rate) if rate < 1 else input * 0

@@ -1,13 +1,18 @@
 """Dropout masks as pure functions of (seed, draw, call): one draw is one function, whatever the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from bayesguard.errors import BayesguardError
-from bayesguard.sampling.streams import stream
+from bayesguard.sampling.patterns import BLOCK, dropped_bits, is_balanced, quantised
+
+# Masks of fewer units are unpacked for all draws of a block at once; larger ones draw by draw, to save memory.
+_SMALL = 1 << 12
+# A mask this many times smaller than what it is applied to is made a factor first.
+_MUCH_SMALLER = 4
 
 
 class PassesDiffer(BayesguardError, RuntimeError):
@@ -29,6 +34,17 @@ class MaskCall(NamedTuple):
     device: torch.device
 
 
+class Channels(NamedTuple):
+    """A mask that keeps or drops whole channels: the same for every example and every place within one."""
+
+    axis: int
+    kept: Tensor  # indices of the kept channels
+    factors: Callable[[torch.dtype], Tensor]  # [B, C]: 0 or 1 / (1 - rate) for every draw of the block
+    position: int  # of this draw in its block
+    block: int
+    scale: float
+
+
 class MaskSource(Protocol):
     """Where the intercepted calls get their masks from."""
 
@@ -39,6 +55,9 @@ class MaskSource(Protocol):
 
     def keep(self, shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
         """Return a boolean tensor that broadcasts to `shape`: True where a unit is kept."""
+
+    def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
+        """Return `input` with the dropped units zero and the kept ones divided by 1 - rate, never in place."""
 
 
 class Masks:
@@ -51,6 +70,10 @@ class Masks:
         per_example: Each example has masks of its own, instead of one mask a draw.
         p: A drop rate that replaces the network's own.
         offset: Index of the batch's first example, which keeps per-example masks of later batches apart.
+        balanced: Drop every unit equally often over each eight consecutive draws.
+        late_rows: Rows of the batch as long as it holds the examples once for all draws: the first mask then spreads
+            it over the draws.
+        held: The blocks in use, shared by the passes of one run, so that each is made once.
     """
 
     def __init__(
@@ -62,23 +85,91 @@ class Masks:
         per_example: bool = False,
         p: float | None = None,
         offset: int = 0,
+        balanced: bool = True,
+        late_rows: int | None = None,
+        held: "dict[int, Block] | None" = None,
     ) -> None:
+        self.late_rows = late_rows
         self.seed, self.draws, self.layout = seed, draws, layout
-        self.per_example, self.p, self.offset = per_example, p, offset
+        self.per_example, self.p, self.offset, self.balanced = per_example, p, offset, balanced
         self.calls: list[MaskCall] = []
+        self._held: dict[int, Block] = {} if held is None else held
 
     def rate(self, p: float, *, module: bool) -> float:
-        # A rate of one's own switches on a Dropout(0.0), but not an attention or a recurrent layer without dropout.
-        return self.p if self.p is not None and (module or p > 0) else p
+        return asked_rate(self.p, p, module=module)
 
     def keep(self, shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
-        call = MaskCall(tuple(shape), rate, device)
-        place = self._place(len(self.calls), call)
-        keeps = [self.keep_of(draw, len(self.calls), place, call) for draw in self.draws]
-        self.calls.append(call)
-        return spread(torch.stack(keeps), place, call.shape) if len(keeps) > 1 else _tile(keeps[0], place, shape)
+        place, index = self._next(shape, rate, device)
+        call = self.calls[-1]
+        if len(self.draws) > 1:
+            if place is not None and shape[place.axis] == (self.late_rows or 0) * place.per_example:
+                raise PassesDiffer("its first random call is inside a kernel, which does not spread over the draws")
+            return spread(self.keeps_of(self.draws, index, place, call), place, call.shape)
+        return _tile(self._block(self.draws[0], index, place, call).keep(self.draws[0]), place, shape)
 
-    def _place(self, index: int, call: MaskCall) -> BatchAxis | None:
+    def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
+        if self.late_rows is not None:
+            spread_out = self._spread_over_draws(input, rate, shape)
+            if spread_out is not None:
+                return spread_out
+        if rate == 1 or len(self.draws) > 1:
+            return _multiplied(input, self.keep(shape, rate, input.device), rate)
+        place, index = self._next(shape, rate, input.device)
+        draw = self.draws[0]
+        block = self._block(draw, index, place, self.calls[-1])
+        if block.is_small:
+            return input * _tile(block.factors(input.dtype)[block.position(draw)], place, shape)
+        if block.num_units * _MUCH_SMALLER <= input.numel() or input.dtype not in (torch.float32, torch.float64):
+            return input * _tile(block.keep(draw).to(input.dtype) * block.scale, place, shape)
+        # A byte that is 0 or a power of two, which the scale takes back exactly, is cheaper than a boolean.
+        kept, scale = block.kept_byte(draw)
+        return (input * _tile(kept, place, shape)).mul_(scale)
+
+    def channels(self, shape: Sequence[int], rate: float, device: torch.device) -> Channels | None:
+        """Return the next mask if it drops whole channels; None, with no call counted, if it does not."""
+        place, index = self._place(len(self.calls)), len(self.calls)
+        call = MaskCall(tuple(shape), rate, device)
+        axis = whole_channels(call, place)
+        if axis is None or len(self.draws) > 1 or self.per_example:
+            return None
+        self.calls.append(call)
+        draw = self.draws[0]
+        block = self._block(draw, index, place, call)
+        kept = block.kept_channels(draw)
+
+        def factors(dtype: torch.dtype) -> Tensor:
+            return block.factors(dtype).reshape(-1, shape[axis])
+
+        return Channels(axis, kept, factors, block.position(draw), block.number, 1 / (1 - rate))
+
+    def keeps_of(self, draws: Sequence[int], index: int, place: BatchAxis | None, call: MaskCall) -> Tensor:
+        """Return masks `[G, ...]` of consecutive draws for call number `index`, as `keep` has them before tiling."""
+        parts = []
+        while draws:
+            block = self._block(draws[0], index, place, call)
+            positions = range(block.position(draws[0]), block.num_draws)[: len(draws)]
+            parts.append(block.keeps(positions))
+            draws = draws[len(positions) :]
+        return torch.cat(parts)
+
+    def _spread_over_draws(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor | None:
+        """Return a batch that still is the same for all draws under the masks of each; None if it is not any more."""
+        place = self._place(len(self.calls))
+        if place is None or place.per_example > 1 or shape[place.axis] != self.late_rows:
+            return None
+        wide = list(shape)
+        wide[place.axis] *= len(self.draws)
+        self._next(wide, rate, input.device)
+        keeps = self.keeps_of(self.draws, len(self.calls) - 1, place, self.calls[-1]).movedim(0, place.axis)
+        return _multiplied(input.unsqueeze(place.axis), keeps, rate).flatten(place.axis, place.axis + 1)
+
+    def _next(self, shape: Sequence[int], rate: float, device: torch.device) -> tuple[BatchAxis | None, int]:
+        index = len(self.calls)
+        place = self._place(index)
+        self.calls.append(MaskCall(tuple(shape), rate, device))
+        return place, index
+
+    def _place(self, index: int) -> BatchAxis | None:
         if self.layout is None:
             return None
         if index >= len(self.layout):
@@ -88,18 +179,89 @@ class Masks:
             raise PassesDiffer("a random call has no axis of examples, so draws cannot share a batch")
         return place
 
-    def keep_of(self, draw: int, index: int, place: BatchAxis | None, call: MaskCall) -> Tensor:
-        """Return the mask of one draw for call number `index`, of size 1 (or its units) along the examples."""
+    def _block(self, draw: int, index: int, place: BatchAxis | None, call: MaskCall) -> "Block":
         shape = list(call.shape)
-        path: tuple[int, ...] = (draw, index)
         if place is not None and self.per_example:
             shape[place.axis] //= len(self.draws)
-            path = (draw, index, self.offset)
         elif place is not None:
             shape[place.axis] = place.per_example
-        generator = stream(call.device, self.seed, *path)
-        # One rule for every device: a float uniform per unit, compared with the rate.
-        return torch.rand(shape, generator=generator, device=call.device) >= call.rate
+        balanced = is_balanced(call.rate, self.balanced)
+        number = draw // BLOCK if balanced else draw
+        key = (number, tuple(shape), call.rate, call.device)
+        held = self._held.get(index)
+        if held is None or held.key != key:
+            path = (number, index, self.offset) if place is not None and self.per_example else (number, index)
+            bits = dropped_bits(tuple(shape), call.rate, call.device, self.seed, path, balanced=balanced)
+            held = self._held[index] = Block(key, bits, call.rate, balanced)
+        return held
+
+
+class Block:
+    """The masks of one random call for the draws of one block: a byte for every unit."""
+
+    def __init__(
+        self, key: tuple[int, tuple[int, ...], float, torch.device], bits: Tensor, rate: float, balanced: bool
+    ) -> None:
+        self.key, self.number, self.scale, self.balanced = key, key[0], 1 / (1 - rate) if rate < 1 else 0.0, balanced
+        self._kept = bits.bitwise_not_()
+        self._factors: dict[torch.dtype, Tensor] = {}
+        self._channels: dict[int, Tensor] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the masks as they are held."""
+        return sum(part.numel() * part.element_size() for part in (self._kept, *self._factors.values()))
+
+    @property
+    def num_units(self) -> int:
+        return self._kept.numel()
+
+    @property
+    def is_small(self) -> bool:
+        return self.num_units <= _SMALL
+
+    def position(self, draw: int) -> int:
+        return draw % BLOCK if self.balanced else 0
+
+    @property
+    def num_draws(self) -> int:
+        return BLOCK if self.balanced else 1
+
+    def keeps(self, positions: range) -> Tensor:
+        """Return the masks of some draws of the block, `[G, ...]`."""
+        bits = torch.tensor([1 << position for position in positions], dtype=torch.uint8, device=self._kept.device)
+        return (self._kept & bits.reshape(-1, *[1] * self._kept.dim())) != 0
+
+    def keep(self, draw: int) -> Tensor:
+        return (self._kept & (1 << self.position(draw))) != 0
+
+    def factors(self, dtype: torch.dtype) -> Tensor:
+        """Return what to multiply with in every draw of the block, `[B, ...]`."""
+        if dtype not in self._factors:
+            self._factors[dtype] = self.keeps(range(self.num_draws)).to(dtype) * self.scale
+        return self._factors[dtype]
+
+    def kept_byte(self, draw: int) -> tuple[Tensor, float]:
+        """Return bytes that are 0 where a unit is dropped, and the factor that makes the others the scale."""
+        bit = 1 << self.position(draw)
+        return self._kept & bit, self.scale / bit
+
+    def kept_channels(self, draw: int) -> Tensor:
+        position = self.position(draw)
+        if position not in self._channels:
+            self._channels[position] = self.keep(draw).flatten().nonzero().squeeze(1)
+        return self._channels[position]
+
+
+def whole_channels(call: MaskCall, place: BatchAxis | None) -> int | None:
+    """Return the axis along which a shared mask keeps or drops; None where it is not one axis, or drops too little.
+
+    Below a rate of 0.1, leaving out what is dropped does not pay for picking the rest out.
+    """
+    if place is None or place.per_example > 1 or not 0.1 <= call.rate < 1:
+        return None
+    wide = [axis for axis, size in enumerate(call.shape) if size > 1 and axis != place.axis]
+    return wide[0] if len(wide) == 1 else None
 
 
 class ReadyMasks:
@@ -116,7 +278,7 @@ class ReadyMasks:
         self.calls: list[MaskCall] = []
 
     def rate(self, p: float, *, module: bool) -> float:
-        return self.p if self.p is not None and (module or p > 0) else p
+        return asked_rate(self.p, p, module=module)
 
     def keep(self, shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
         index, call = len(self.calls), MaskCall(tuple(shape), rate, device)
@@ -124,6 +286,22 @@ class ReadyMasks:
             raise PassesDiffer("a random call differs from the pass that planned it")
         self.calls.append(call)
         return _tile(self.keeps[index], self.layout[index], shape)
+
+    def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
+        return _multiplied(input, self.keep(shape, rate, input.device), rate)
+
+
+def asked_rate(own: float | None, p: float, *, module: bool) -> float:
+    """Return the drop rate to use where the network says `p` and the user `own`, as masks can have it."""
+    # A rate of one's own switches on a Dropout(0.0), but not an attention or a recurrent layer without dropout.
+    rate = own if own is not None and (module or p > 0) else p
+    # What is no rate is refused where it is used, with the number that the network gave.
+    return quantised(rate) if 0 <= rate <= 1 else rate
+
+
+def _multiplied(input: Tensor, keep: Tensor, rate: float) -> Tensor:
+    factor = keep.to(input.dtype)
+    return input * (factor if rate == 1 else factor * (1 / (1 - rate)))
 
 
 def spread(keeps: Tensor, place: BatchAxis | None, shape: Sequence[int]) -> Tensor:

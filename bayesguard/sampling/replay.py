@@ -5,12 +5,14 @@ first random one, by call order; later passes get the recorded results back inst
 """
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bayesguard.sampling.compaction import Compaction, version_of
 from bayesguard.sampling.intercept import Intercept, Kernel
 from bayesguard.sampling.masks import MaskSource, PassesDiffer
 
@@ -31,7 +33,7 @@ class Tape:
     def __init__(self) -> None:
         self.calls: list[tuple[Kernel, Any]] = []
         self.complete = False
-        self._watched: list[tuple[weakref.ref[Tensor], Any]] = []
+        self.head: Any = None
         self._kept: list[tuple[Tensor, int]] = []
 
     def record(self, func: Kernel, result: Any) -> None:
@@ -51,7 +53,7 @@ class Tape:
         for item, shape in zip(watched, shapes, strict=True):
             alive = item() if shape is not None else item
             if shape is not None and alive is not None:
-                self._kept.append((alive, _version(alive)))
+                self._kept.append((alive, version_of(alive)))
             leaves.append(shape if shape is not None and alive is None else alive)
         return leaves, spec
 
@@ -62,23 +64,33 @@ class Tape:
         leaves, spec = self.calls[index][1]
         return pytree.tree_unflatten([leaf.placeholder() if isinstance(leaf, _Dead) else leaf for leaf in leaves], spec)
 
+    def keep_head(self, result: Any) -> Any:
+        """Keep what the first random call computed before its first mask."""
+        self.head = result
+        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._kept.extend((tensor, version_of(tensor)) for tensor in tensors)
+        return result
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of what is kept."""
+        return sum(tensor.numel() * tensor.element_size() for tensor, _ in self._kept)
+
     @property
     def changed(self) -> bool:
         """Whether a kept result was changed in place since the prefix ended."""
-        return any(_version(tensor) != version for tensor, version in self._kept)
-
-
-def _version(tensor: Tensor) -> int:
-    # Tensors made in inference mode have no counter, and refuse changes outside of it.
-    return 0 if tensor.is_inference() else tensor._version
+        return any(version_of(tensor) != version for tensor, version in self._kept)
 
 
 class Recorder(Intercept):
     """The first pass: computes everything and records the prefix on a tape."""
 
-    def __init__(self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None = None) -> None:
-        super().__init__(masks, selected)
+    def __init__(
+        self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None, compaction: Compaction | None
+    ) -> None:
+        super().__init__(masks, selected, compaction)
         self.tape = tape
+        self._at_first = False
 
     def call(self, func: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.tape.complete:
@@ -86,20 +98,32 @@ class Recorder(Intercept):
         if self.is_random(func):
             # A handler may turn out to draw nothing; ending the prefix there costs speed, never truth.
             self.tape.close()
-            return super().call(func, args, kwargs)
+            self._at_first = True
+            result = super().call(func, args, kwargs)
+            self._at_first = False
+            return result
         result = super().call(func, args, kwargs)
         self.tape.record(func, result)
         return result
+
+    def once(self, compute: Callable[[], Any]) -> Any:
+        if not self._at_first:
+            return compute()
+        self._at_first = False
+        return self.tape.keep_head(compute())
 
 
 class Player(Intercept):
     """A later pass: the prefix comes from the tape, the rest is computed."""
 
-    def __init__(self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None = None) -> None:
-        super().__init__(masks, selected)
+    def __init__(
+        self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None, compaction: Compaction | None
+    ) -> None:
+        super().__init__(masks, selected, compaction)
         self.tape = tape
         self.position = 0
         self.in_prefix = True
+        self._at_first = False
 
     def call(self, func: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.in_prefix:
@@ -107,8 +131,16 @@ class Player(Intercept):
         if self.is_random(func):
             if self.position != len(self.tape.calls):
                 raise PassesDiffer("a pass reached its first random call earlier than the recorded one")
-            self.in_prefix = False
-            return super().call(func, args, kwargs)
+            self.in_prefix, self._at_first = False, self.tape.head is not None
+            result = super().call(func, args, kwargs)
+            self._at_first = False
+            return result
         result = self.tape.result(self.position, func)
         self.position += 1
         return result
+
+    def once(self, compute: Callable[[], Any]) -> Any:
+        if not self._at_first:
+            return compute()
+        self._at_first = False
+        return self.tape.head

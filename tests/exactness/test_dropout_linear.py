@@ -32,15 +32,46 @@ def z_scores(outputs: Tensor, mean: Tensor, variance: Tensor) -> tuple[float, fl
 
 
 @pytest.mark.parametrize("masks", ["shared", "per_example"])
-@pytest.mark.parametrize("strategy", ["loop", "vmap", "fold", "replay"])
+@pytest.mark.parametrize("strategy", ["loop", "vmap", "fold", "fold_tail", "replay", "compact"])
 def test_mean_and_variance_are_the_closed_forms(strategy: Any, masks: Any) -> None:
     net = network()
     x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    predictor = bg.MCDropout(net, masks=masks, strategy=strategy, num_samples=DRAWS)
-    if strategy in ("loop", "replay"):
+    predictor = bg.MCDropout(net, masks=masks, strategy=strategy, balanced=False, num_samples=DRAWS)
+    if strategy in ("loop", "replay", "compact"):
         predictor.num_samples = 4000
     scores = z_scores(predictor.draw_outputs(x), *exact(net, x))
     assert max(scores) < 5
+
+
+def test_each_balanced_draw_has_the_closed_forms() -> None:
+    """One draw of each block of eight: these are independent, and each has the law of ordinary dropout."""
+    net = network()
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    outputs = bg.MCDropout(net, strategy="fold").draw_outputs(x, num_samples=8 * DRAWS)
+    for position in range(8):
+        assert max(z_scores(outputs[position::8], *exact(net, x))) < 5
+
+
+def block_means_z(net: nn.Sequential, x: Tensor, balanced: bool) -> float:
+    """The variance of the mean of eight draws against its closed form, in standard errors of that variance.
+
+    A unit is dropped k = floor(8 p) times or once more, so of p only the fraction f = 8 p - k is left to chance:
+    the mask's mean has the variance f (1 - f) / 64.
+    """
+    rate = round(RATE * 2**16) / 2**16
+    fraction = 8 * rate - int(8 * rate)
+    outputs = bg.MCDropout(net, strategy="fold", balanced=balanced).draw_outputs(x, num_samples=8 * 4000)
+    means = outputs.unflatten(0, (-1, 8)).mean(dim=1)
+    mean, variance = exact(net, x)
+    variance = variance * (fraction * (1 - fraction) / 64 / (rate * (1 - rate)))
+    return z_scores(means, mean, variance)[1]
+
+
+def test_balanced_draws_leave_only_the_rounding_of_their_number_to_chance() -> None:
+    net = network()
+    x = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert block_means_z(net, x, balanced=True) < 5
+    assert block_means_z(net, x, balanced=False) > 5
 
 
 def test_the_test_has_power() -> None:
@@ -52,11 +83,11 @@ def test_the_test_has_power() -> None:
     assert max(z_scores(outputs, *exact(net, x))) > 5
 
 
-def test_draws_are_independent() -> None:
+def test_draws_that_are_not_balanced_are_independent() -> None:
     """Neighbouring draws do not correlate: the lag-1 autocorrelation is within five standard errors of 0."""
     net = network()
     x = torch.ones(1, 6, dtype=torch.float64)
-    outputs = bg.MCDropout(net, strategy="fold").draw_outputs(x, num_samples=DRAWS)[:, 0]
+    outputs = bg.MCDropout(net, strategy="fold", balanced=False).draw_outputs(x, num_samples=DRAWS)[:, 0]
     centred = outputs - outputs.mean(dim=0)
     correlation = (centred[1:] * centred[:-1]).mean(dim=0) / centred.var(dim=0)
     assert correlation.abs().max() < 5 / DRAWS**0.5

@@ -1,16 +1,21 @@
 """Deep ensembles: the mixture by hand, nesting, and every way of training them."""
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
+from bayesguard.posteriors import ensemble_prediction
+from bayesguard.posteriors.ensemble_training import _train_jointly
+from bayesguard.sampling import derive_seed
+from bayesguard.sampling.choice import Choice
 from tests.networks import mlp
 
 
@@ -159,7 +164,205 @@ def test_bad_members_are_named() -> None:
 def test_a_draw_is_one_member() -> None:
     ensemble = bg.DeepEnsemble([mlp() for _ in range(3)])
     outputs = ensemble.draw_outputs(DATA[0])
-    drawn = {
-        index for seed in range(20) for index in range(3) if torch.equal(ensemble.draw(seed)(DATA[0]), outputs[index])
-    }
-    assert drawn == {0, 1, 2}
+    drawn = [ensemble.draw(seed)(DATA[0]) for seed in range(20)]
+    which = [[torch.allclose(own, outputs[index], atol=1e-6) for index in range(3)] for own in drawn]
+    assert all(sum(row) == 1 for row in which)
+    assert {row.index(True) for row in which} == {0, 1, 2}
+
+
+def _choose(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Let one way win wherever it is a candidate."""
+
+    def fastest(candidates: dict[str, Any], device: torch.device) -> Choice:
+        return Choice(way, {name: float(name != way) for name in candidates})
+
+    monkeypatch.setattr(ensemble_prediction, "fastest", fastest)
+
+
+def _loop(ensemble: bg.DeepEnsemble, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.stack([member.network(x) for member in ensemble.members])
+
+
+X = torch.randn(7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def _batched(monkeypatch: pytest.MonkeyPatch, *members: nn.Module, **options: Any) -> bg.DeepEnsemble:
+    _choose(monkeypatch, "batched")
+    ensemble = bg.DeepEnsemble(members or [mlp() for _ in range(3)], **options).double()
+    ensemble(X)
+    return ensemble
+
+
+def test_the_batched_product_is_the_loop_over_the_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = _batched(monkeypatch)
+    assert "3 members as one batched product (measured: batched 0 ms" in ensemble.strategy
+    for rows in (1, 7):
+        for _ in range(2):
+            assert torch.allclose(ensemble.draw_outputs(X[:rows]), _loop(ensemble, X[:rows]), rtol=0, atol=1e-10)
+            want = _loop(ensemble, X[:rows]).softmax(-1).mean(0)
+            pred = ensemble(X[:rows])
+            assert torch.allclose(pred.probs, want, rtol=0, atol=1e-10)
+            assert pred.num_samples == 3
+            assert not pred.exact
+
+
+def test_the_choice_does_not_change_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = [mlp() for _ in range(3)]
+    fast = _batched(monkeypatch, *networks)
+    _choose(monkeypatch, "loop")
+    slow = bg.DeepEnsemble(networks).double()
+    a, b = fast(X), slow(X)
+    assert "one after another" in slow.strategy
+    for got, want in (
+        (a.probs, b.probs),
+        (a.standard_error, b.standard_error),
+        (a.weights, b.weights),
+        *zip(a.uncertainty(), b.uncertainty(), strict=True),
+    ):
+        assert torch.allclose(got, want, rtol=0, atol=1e-10)
+    streamed, plain = (ensemble.predict((X, torch.zeros(7)), batch_size=3) for ensemble in (fast, slow))
+    assert torch.allclose(streamed.probs, plain.probs, rtol=0, atol=1e-10)
+
+
+def test_a_batched_product_follows_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes in place, training, loading and casting after the first prediction reach the next."""
+    ensemble = _batched(monkeypatch)
+    before = ensemble.draw_outputs(X)
+
+    def follows() -> bool:
+        x = X.to(next(ensemble.parameters()).dtype)
+        now = ensemble.draw_outputs(x)
+        return torch.allclose(now, _loop(ensemble, x), rtol=0, atol=1e-6) and not torch.equal(now.double(), before)
+
+    linear: Any = ensemble.members[1].network.get_submodule("0")
+    linear.weight.data.mul_(3)
+    assert follows()
+    ensemble.members[2].network.load_state_dict(mlp().double().state_dict())
+    assert follows()
+    ensemble.fit((DATA[0].double(), DATA[1]), epochs=1)
+    assert follows()
+    linear.weight = nn.Parameter(torch.randn_like(linear.weight))
+    assert follows()
+    ensemble.members[0].network = mlp().double().eval()
+    assert follows()
+    ensemble.float()
+    assert follows()
+    assert "batched" in ensemble.strategy
+
+
+def test_members_in_training_mode_are_refused_after_a_batched_product_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = _batched(monkeypatch)
+    ensemble.members[1].network.get_submodule("0").train()
+    with pytest.raises(BadInput, match="training mode"):
+        ensemble(X)
+    with pytest.raises(BadInput, match="training mode"):
+        ensemble.draw_outputs(X)
+
+
+def test_members_that_are_not_copies_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = [mlp().eval().double() for _ in range(2)]
+    places = [parameter.data_ptr() for network in networks for parameter in network.parameters()]
+    ensemble = _batched(monkeypatch, *networks, copy=False)
+    assert "copy=False" in ensemble.strategy
+    assert places == [parameter.data_ptr() for network in networks for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        lambda: [mlp(), nn.Linear(8, 3)],
+        lambda: [mlp(), nn.Sequential(nn.Linear(8, 3), nn.Softsign())],
+        lambda: [bg.MCDropout(mlp(nn.Dropout(0.5)), num_samples=8) for _ in range(2)],
+        lambda: [bg.Deterministic(mlp()), bg.Deterministic(mlp(), output=lambda outputs: 2 * outputs)],
+    ],
+)
+def test_members_that_are_not_alike_are_asked_one_after_another(monkeypatch: pytest.MonkeyPatch, members: Any) -> None:
+    ensemble = _batched(monkeypatch, *members())
+    want = torch.cat(
+        [member.draw_outputs(X, seed=derive_seed(0, "member", i)) for i, member in enumerate(ensemble.members)]
+    )
+    assert torch.equal(ensemble.draw_outputs(X), want)
+    assert "one after another" in ensemble.strategy
+
+
+def test_calibrators_and_noise_of_members_survive_the_batched_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = [bg.Deterministic(mlp(), bg.likelihoods.Gaussian()) for _ in range(2)]
+    ensemble = _batched(monkeypatch, *members)
+    for member, scale in zip(ensemble.members, (1.0, 3.0), strict=True):
+        member.likelihood.log_scale.data.fill_(torch.tensor(scale).log())  # type: ignore[operator]
+    assert torch.allclose(ensemble(X).uncertainty().aleatoric, torch.full((7, 3), 5.0, dtype=torch.float64), atol=1e-6)
+    assert "batched" in ensemble.strategy
+    classes = [bg.Deterministic(mlp()).double() for _ in range(2)]
+    held_out = torch.randn(300, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    answers = torch.multinomial(
+        (2 * classes[0].draw_outputs(held_out)[0]).softmax(-1), 1, generator=torch.Generator().manual_seed(3)
+    )
+    classes[0].calibrate((held_out, answers.squeeze(1)))
+    assert not torch.allclose(classes[0](X).probs, classes[0].draw_outputs(X)[0].softmax(-1), atol=1e-3)
+    want = (classes[0](X).probs + classes[1](X).probs) / 2
+    assert torch.allclose(_batched(monkeypatch, *classes)(X).probs, want, rtol=0, atol=1e-10)
+
+
+def test_copies_and_gradients_do_not_use_what_belongs_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = _batched(monkeypatch)
+    twin = deepcopy(ensemble)
+    next(ensemble.members[0].parameters()).data.zero_()
+    assert torch.allclose(twin.draw_outputs(X), _loop(twin, X), rtol=0, atol=1e-10)
+    assert torch.allclose(ensemble.draw_outputs(X), _loop(ensemble, X), rtol=0, atol=1e-10)
+    outputs = torch.cat(list(ensemble.output_chunks(X, num_samples=3, seed=0)))
+    assert outputs.requires_grad
+
+
+class Images(nn.Module):
+    def __init__(self, cut: bool) -> None:
+        super().__init__()
+        self.convolution, self.head, self.cut = nn.Conv2d(2, 4, 3), nn.Linear(4 * 36, 3), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.convolution(x).relu()
+        return self.head(hidden.view(len(x), -1) if self.cut else hidden.flatten(1))
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_images_with_their_channels_last_are_the_same(monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
+    _choose(monkeypatch, "channels last")
+    ensemble = bg.DeepEnsemble([Images(cut) for _ in range(2)]).double()
+    x = torch.randn(5, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        assert torch.allclose(ensemble.draw_outputs(x), _loop(ensemble, x), rtol=0, atol=1e-10)
+    assert ("channels last in memory" in ensemble.strategy) is not cut
+    assert all(parameter.is_contiguous() for parameter in ensemble.parameters())
+
+
+@pytest.mark.parametrize(("width", "together"), [(50, True), (400, True), (900, False)])
+def test_training_together_is_decided_by_size_and_never_by_a_clock(width: int, together: bool) -> None:
+    ensemble = bg.DeepEnsemble(
+        [
+            nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+            for _ in range(2)
+        ]
+    )
+    assert _train_jointly(ensemble, DATA, {}) is together
+
+
+def test_what_runs_under_vmap_and_convolutions_are_trained_together_less_often() -> None:
+    wide = bg.DeepEnsemble(
+        [
+            nn.Sequential(nn.Linear(8, 400), nn.BatchNorm1d(400), nn.Linear(400, 400), nn.Linear(400, 3))
+            for _ in range(2)
+        ]
+    )
+    assert not _train_jointly(wide, DATA, {})
+    images = bg.DeepEnsemble([Images(False) for _ in range(2)])
+    assert not _train_jointly(images, (torch.randn(4, 2, 8, 8), torch.arange(4) % 3), {})
+
+
+def test_members_of_a_batched_product_are_saved_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ensemble = _batched(monkeypatch)
+    for name, module in (("all", ensemble), ("one", ensemble.members[1])):
+        save_file(module.state_dict(), tmp_path / name)
+        loaded = load_file(tmp_path / name)
+        assert all(torch.equal(loaded[key], value) for key, value in module.state_dict().items())
+    written = (tmp_path / "one").stat().st_size
+    assert written < 2 * sum(value.nbytes for value in ensemble.members[1].state_dict().values()) + 2000

@@ -11,6 +11,7 @@ from bayesguard.predictive import (
     CategoricalPredictive,
     ContinuousPredictive,
     CountPredictive,
+    Gathering,
     Predictive,
     Reduction,
     SamplePredictive,
@@ -168,3 +169,49 @@ def test_reduction_with_weights() -> None:
     reduction.update(first, weight=1.0)
     reduction.update(second, weight=3.0)
     torch.testing.assert_close(reduction.result().mean, mixture([first, second], [1, 3]).mean)
+
+
+@pytest.mark.parametrize("kind", range(6))
+@pytest.mark.parametrize("rows", [None, 0, 3, 7, 9])
+def test_gathering_is_concatenation_whatever_number_of_rows_was_told(kind: int, rows: int | None) -> None:
+    pred = kinds(3, 7, 0)[kind]
+    for whole in (pred, pred.reduce()):
+        gathering = Gathering(rows, "cpu")
+        for part in (whole[:2], whole[2:2], whole[2:6], whole[6:]):
+            gathering.add(part)
+        found = gathering.result()
+        assert torch.equal(found.mean, whole.mean)
+        assert torch.equal(found.standard_error, whole.standard_error)
+        assert found.has_draws == whole.has_draws
+
+
+def test_gathering_writes_into_one_place() -> None:
+    gathering = Gathering(6)
+    pred = kinds(3, 6, 0)[0].reduce()
+    gathering.add(pred[:4])
+    place = gathering._whole[0].data_ptr()
+    gathering.add(pred[4:])
+    assert gathering.result()._tensors()[0].data_ptr() == place
+
+
+def test_gathering_nothing_and_what_differs() -> None:
+    gathering = Gathering()
+    with pytest.raises(BadInput, match="nothing was added"):
+        gathering.result()
+    gathering.add(kinds(2, 4, 0)[0])
+    with pytest.raises(BadInput, match="draws"):
+        gathering.add(kinds(3, 4, 0)[0])
+    with pytest.raises(BadInput, match="were reduced"):
+        gathering.add(kinds(2, 4, 0)[0].reduce())
+
+
+def test_no_examples_at_all() -> None:
+    pred = kinds(2, 4, 0)[0][:0]
+    assert len(concatenate([pred, pred])) == 0
+
+
+def test_weights_that_differ_by_a_rounding_are_the_same_draws() -> None:
+    first, second = (CategoricalPredictive(randn(3, 2, 3), [1, 1, 1 + extra]) for extra in (0.0, 1e-15))
+    assert len(concatenate([first, second])) == 4
+    with pytest.raises(BadInput, match="draws"):
+        concatenate([first, CategoricalPredictive(randn(3, 2, 3), [1, 1, 1.001])])

@@ -38,7 +38,7 @@ def draws(
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("strategy", ["replay", "fold", "vmap"])
+@pytest.mark.parametrize("strategy", ["replay", "compact", "fold", "fold_tail", "vmap"])
 @pytest.mark.parametrize("per_example", [False, True])
 def test_strategies_agree_with_the_loop(name: str, strategy: Any, per_example: bool) -> None:
     torch.manual_seed(0)
@@ -48,8 +48,10 @@ def test_strategies_agree_with_the_loop(name: str, strategy: Any, per_example: b
     try:
         got = draws(network, inputs, strategy, per_example=per_example)
     except BadInput as refusal:
-        # vmap has no recurrent kernels, and packing sorts the draws of a folded batch into one another.
-        assert (strategy == "vmap" and "batching rule" in str(refusal).lower()) or "packed" in name  # noqa: PT017
+        # vmap has no recurrent kernels, and packing sorts the draws of a folded batch into one another. Folding at
+        # the first mask is for networks that do not come back to what they computed before it.
+        no_rule = strategy == "vmap" and "batching rule" in str(refusal).lower()
+        assert no_rule or "packed" in name or (strategy == "fold_tail" and name not in ("mlp", "float64"))
         return
     if strategy == "replay":
         assert torch.equal(got, want)
@@ -73,20 +75,22 @@ def test_masks_of_ones_own_treat_equal_examples_apart() -> None:
     assert (outputs[:, 0] - outputs[:, 1]).abs().min(dim=1).values.max() > 0
 
 
-def test_automatic_choice_on_the_cpu_is_replay_with_its_reason() -> None:
+def test_the_automatic_choice_is_measured_and_says_so() -> None:
     sampler = Sampler()
     with torch.no_grad():
-        list(sampler.chunks(Forward(mlp(nn.Dropout(0.5)).eval(), (torch.ones(2, 8),), {}), num_samples=3, seed=0))
-    assert sampler.last_plan is not None
-    assert (sampler.last_plan.strategy, sampler.last_plan.reason) == (
-        "replay",
-        "equal to the plain loop on two draws",
-    )
+        list(sampler.chunks(Forward(mlp(nn.Dropout(0.5)).eval(), (torch.ones(16, 8),), {}), num_samples=3, seed=0))
+    plan = sampler.last_plan
+    assert plan is not None
+    assert plan.reason.startswith("measured for 3 draws: ")
+    assert set(plan.per_draw) == {"replay", "compact", "vmap", "fold_tail", "fold"}
+    assert plan.strategy in plan.per_draw
 
 
-def test_seeds_decide_the_draws_and_chunks_do_not() -> None:
+@pytest.mark.parametrize("strategy", ["replay", "compact", "loop"])
+@pytest.mark.parametrize("balanced", [False, True])
+def test_seeds_decide_the_draws_and_chunks_do_not(strategy: Any, balanced: bool) -> None:
     network, x = mlp(nn.Dropout(0.5)).eval(), torch.randn(4, 8)
-    sampler = Sampler()
+    sampler = Sampler(strategy=strategy, balanced=balanced)
     with torch.no_grad():
         whole = torch.cat(list(sampler.chunks(Forward(network, (x,), {}), num_samples=8, seed=5)))
         parts = [
@@ -103,6 +107,19 @@ def test_group_sizes_do_not_change_the_draws(strategy: Any) -> None:
     network, x = mlp(nn.Dropout(0.5)), torch.randn(4, 8)
     whole = draws(network, (x,), strategy, 8)
     assert torch.allclose(whole, draws(network, (x,), strategy, 8, memory_budget=1), atol=1e-6)
+
+
+def test_chunks_end_with_a_block_and_hold_as_many_draws_as_asked() -> None:
+    network, x = mlp(nn.Dropout(0.5)).eval(), torch.randn(4, 8)
+    forward = Forward(network, (x,), {})
+    with torch.no_grad():
+        for strategy in ("replay", "fold"):
+            sampler = Sampler(strategy=strategy)
+            sizes = [len(part) for part in sampler.chunks(forward, num_samples=27, seed=0, chunk=8)]
+            assert sizes == [8, 8, 8, 3]
+            sizes = [len(part) for part in sampler.chunks(forward, num_samples=27, seed=0, first=5, chunk=16)]
+            assert sizes == [19, 8]
+            assert [len(part) for part in sampler.chunks(forward, num_samples=27, seed=0)] == [27]
 
 
 class MixesExamples(nn.Module):
@@ -152,7 +169,7 @@ class Branches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.drop(self.first(x))
-        return self.again(h) if h[0, 0] == 0 else h
+        return self.again(h) if h[0, 0] != 0 else h
 
 
 def test_control_flow_that_follows_the_draw_still_works() -> None:
@@ -192,10 +209,6 @@ class Greedy(nn.Module):
 def test_out_of_memory_halves_the_work_and_keeps_the_draws(strategy: Any, limit: int) -> None:
     x = torch.randn(10, 4)
     want = draws(Greedy(1000), (x,), "loop")
-    if strategy == "fold" and limit < 20:
-        with pytest.raises(BadInput, match="does not fit into memory"):
-            draws(Greedy(limit), (x,), strategy)
-        return
     assert torch.equal(draws(Greedy(limit), (x,), strategy), want)
 
 
@@ -205,7 +218,9 @@ def test_out_of_memory_with_one_row_is_the_users_to_see() -> None:
 
 
 def test_bad_settings_are_named() -> None:
-    with pytest.raises(BadInput, match="strategy must be one of auto, replay, vmap, fold, loop, got 'fast'"):
+    with pytest.raises(
+        BadInput, match="strategy must be one of auto, replay, compact, vmap, fold, fold_tail, loop, got 'fast'"
+    ):
         Sampler(strategy="fast")  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="memory_budget must be a positive"):
         Sampler(memory_budget=0)

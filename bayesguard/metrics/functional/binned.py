@@ -3,12 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import group_sums, row_slices
+from bayesguard.metrics.functional.inputs import CACHED, cached_slices, group_sums
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["width", "mass"]
@@ -44,29 +45,57 @@ class BinnedSums:
         cls, scores: Tensor, outcomes: Tensor, index: Tensor, num_bins: int, weights: Tensor | None = None
     ) -> "BinnedSums":
         """Sum scores and 0/1 outcomes `[M]` by the bins `index` `[M]`, with weights `[M]` if given."""
-        score, hit = scores.double(), outcomes.double()
-        parts: tuple[Tensor, ...] = (score, hit, score.square(), score * hit)
-        if weights is None:
-            count = torch.bincount(index, minlength=num_bins)
-        else:
-            count, parts = group_sums(index, weights, num_bins), tuple(weights * part for part in parts)
-        return cls(count, *(group_sums(index, part, num_bins) for part in parts))
+        count = index.new_zeros(num_bins) if weights is None else weights.new_zeros(num_bins)
+        sums = torch.zeros(4, num_bins, dtype=torch.float64, device=scores.device)
+        for part in cached_slices(scores.unsqueeze(-1)):
+            at, score, hit = index[part], scores[part].double(), outcomes[part].double()
+            parts: tuple[Tensor, ...] = (score, hit, score.square(), score * hit)
+            if weights is None:
+                count += torch.bincount(at, minlength=num_bins)
+            else:
+                count += group_sums(at, weights[part], num_bins)
+                parts = tuple(weights[part] * values for values in parts)
+            sums += torch.stack([group_sums(at, values, num_bins) for values in parts])
+        return cls(count, *sums)
 
     @classmethod
     def of_classes(cls, probs: Tensor, labels: Tensor, num_bins: int, weights: Tensor | None = None) -> "BinnedSums":
-        """Sum the probabilities `[M, K]` of every class by itself over equal-width bins, `[K, B]`."""
+        """Sum the probabilities `[M, K]` of every class by itself over equal-width bins, `[K, B]`.
+
+        A row that sums to 1 has fewer than B scores above 1/B. Those few are binned one by one; all others are in the
+        first bin, whose sums are those of whole columns. The outcome of all but one score of a row is 0.
+        """
         rows, classes = probs.shape
-        offset = torch.arange(classes, device=probs.device) * num_bins
-        whole: BinnedSums | None = None
-        for part in row_slices(rows, classes):
-            index = bin_index(probs[part].flatten(), num_bins, "width").reshape(-1, classes) + offset
-            hits = labels[part].unsqueeze(-1) == torch.arange(classes, device=probs.device)
-            spread = None if weights is None else weights[part].repeat_interleave(classes)
-            sums = cls.of(probs[part].flatten(), hits.flatten(), index.flatten(), classes * num_bins, spread)
-            whole = sums if whole is None else whole + sums
-        if whole is None:
+        if not rows:
             raise BadInput("probs has no rows; a metric needs at least one")
-        return cls(*(tensor.reshape(classes, num_bins) for tensor in whole.tensors()))
+        edge = _edges(num_bins, probs)[:1]
+        high = torch.cat([edge, edge.new_ones(1)])[0]  # of the first bin; there is no edge if it is the only one
+        share = probs.new_ones(rows, dtype=torch.float64) if weights is None else weights
+        first = share.new_zeros(2, classes)
+        above = []
+        for part in cached_slices(probs):
+            scores = probs[part].detach().to(torch.float64, copy=True).contiguous()
+            flat = _places(scores > high)
+            picked = scores.view(-1)[flat]
+            above.append((flat // classes + part.start, flat % classes, picked))
+            scores.view(-1).index_fill_(0, flat, 0.0)
+            first[0] += _weighted(scores, weights, part)
+            first[1] += _weighted(scores.square_(), weights, part)
+        row, column, score = (torch.cat(parts) for parts in zip(*above, strict=True))
+        index = column * num_bins + bin_index(score.to(probs.dtype), num_bins, "width")
+
+        def summed(values: Tensor, at: Tensor) -> Tensor:
+            return group_sums(at, values, classes * num_bins).reshape(classes, num_bins)
+
+        weight = share[row]
+        count = summed(weight, index)
+        count[:, 0] = share.sum() - count[:, 1:].sum(-1)
+        total, squares = summed(weight * score, index), summed(weight * score.square(), index)
+        total[:, 0], squares[:, 0] = first[0], first[1]
+        chosen = probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        place = labels * num_bins + bin_index(chosen, num_bins, "width")
+        hits, score_hits = summed(share, place), summed(share * chosen.double(), place)
+        return cls(count.round().long() if weights is None else count, total, hits, squares, score_hits)
 
     def error(self, norm: Norm = "l1", *, debiased: bool = False) -> Tensor:
         """Return the calibration error, 0-d float64; of classes, their mean, root mean square or largest."""
@@ -109,15 +138,48 @@ def bin_index(scores: Tensor, num_bins: int, binning: Binning, weights: Tensor |
     all go where the first of them goes.
     """
     if binning == "width":
-        # Edges are i/B, never a running sum, and rounded like the scores: float32 0.3 lies on the edge 3/10.
-        edges = (torch.arange(1, num_bins, dtype=torch.float64, device=scores.device) / num_bins).to(scores.dtype)
-        return torch.searchsorted(edges.double(), scores.double().contiguous())
+        return _width_index(scores, num_bins)
     _, group, sizes = scores.unique(return_inverse=True, return_counts=True)
     if weights is not None:
         sizes = group_sums(group, weights, len(sizes))
     first_rank = sizes.cumsum(0) - sizes
     bins = (first_rank * num_bins).div(sizes.sum(), rounding_mode="floor").long()
     return bins.clamp_max(num_bins - 1)[group]
+
+
+def _edges(num_bins: int, scores: Tensor) -> Tensor:
+    """Return the B - 1 inner edges, float64, rounded like the scores."""
+    # Edges are i/B, never a running sum, and rounded like the scores: float32 0.3 lies on the edge 3/10.
+    edges = torch.arange(1, num_bins, dtype=torch.float64, device=scores.device) / num_bins
+    return edges.to(scores.dtype).double()
+
+
+def _width_index(scores: Tensor, num_bins: int) -> Tensor:
+    if num_bins * torch.finfo(scores.dtype).eps > 0.1:  # edges closer together than the scores can be
+        return torch.searchsorted(_edges(num_bins, scores), scores.detach().double().contiguous())
+    parts = scores.detach().flatten().split(CACHED // 4)
+    return torch.cat([_near_index(part, num_bins) for part in parts]).reshape(scores.shape)
+
+
+def _near_index(scores: Tensor, num_bins: int) -> Tensor:
+    # Multiplying finds the bin or the one beside it, for less than a search; comparing with its two edges tells which.
+    values = scores.double()
+    guess = (values * num_bins).ceil_().sub_(1).clamp_(0, num_bins - 1)
+    lower = (guess / num_bins).to(scores.dtype).double()
+    upper = (guess + 1).div_(num_bins).to(scores.dtype).double()
+    return guess.sub_((values <= lower).double()).add_((values > upper).double()).clamp_(0, num_bins - 1).long()
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Return the flat indices of True."""
+    if mask.device.type == "cpu":
+        # NumPy skips the False eight at a time.
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero().squeeze(-1)
+
+
+def _weighted(scores: Tensor, weights: Tensor | None, rows: slice) -> Tensor:
+    return scores.sum(0) if weights is None else weights[rows] @ scores
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from bayesguard.metrics.functional.binned import (
     check_settings,
     wilson_interval,
 )
-from bayesguard.metrics.functional.inputs import classified, element_weights, top_label, yes_or_no
+from bayesguard.metrics.functional.inputs import answered, classified, element_weights, yes_or_no
 
 
 def expected_calibration_error(
@@ -56,7 +56,7 @@ def expected_calibration_error(
         0.45
     """
     check_settings(num_bins, binning, norm, debiased)
-    confidence, right = top_label(*classified(probs, targets))
+    confidence, right = answered(probs, targets)
     per_row = element_weights(weights, targets, len(right), right.device)
     return _sums(confidence, right, num_bins, binning, per_row).error(norm, debiased=debiased)
 
@@ -140,7 +140,7 @@ def reliability_bins(
     """
     check_settings(num_bins, binning, "l1", False)
     check_level(confidence_level, "confidence_level")
-    confidence, right = top_label(*classified(probs, targets))
+    confidence, right = answered(probs, targets)
     per_row = element_weights(weights, targets, len(right), right.device)
     return bins_of(confidence, right, num_bins, binning, confidence_level, per_row)
 

@@ -9,11 +9,11 @@ from bayesguard.checks import as_tensor, bad_row, check_finite, check_labels
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics.functional.binned import BinnedSums, check_settings
 from bayesguard.metrics.functional.inputs import (
+    answered,
+    cached_slices,
     classified,
     element_weights,
-    row_slices,
     sum_slack,
-    top_label,
     weighted_mean,
 )
 from bayesguard.predictive import Predictive
@@ -37,7 +37,7 @@ def accuracy(probs: object, targets: object, *, weights: object = None) -> Tenso
         >>> accuracy([[0.9, 0.1], [0.4, 0.6]], [0, 0]).item()
         0.5
     """
-    right = top_label(*classified(probs, targets))[1]
+    right = answered(probs, targets)[1]
     return weighted_mean(right, element_weights(weights, targets, len(right), right.device))
 
 
@@ -72,17 +72,28 @@ def _losses(values: Tensor, targets: Tensor) -> Tensor:
         raise BadType(f"log_probs must be floating point, got {values.dtype}")
     if values.dim() < 2 or values.numel() == 0:
         raise BadInput(f"log_probs has shape {tuple(values.shape)}; at least one row of [N, K] is needed")
-    check_finite(values, "log_probs", allow_negative_infinity=True)
+    _check_log_rows(values.detach())
     labels = check_labels(targets.to(values.device), values.shape[:-1], values.shape[-1])
-    sums = values.double().logsumexp(-1)
+    return -values.gather(-1, labels.unsqueeze(-1)).double().flatten()
+
+
+def _check_log_rows(values: Tensor) -> None:
+    """Raise BadInput unless the probabilities of every row sum to 1."""
     # Rounding a logarithm moves the probability by the size of that logarithm: half precision needs more room.
-    bad = sums.abs() > max(sum_slack(values), 4 * torch.finfo(values.dtype).eps)
+    slack = max(sum_slack(values), 4 * torch.finfo(values.dtype).eps)
+    rows = values.flatten(0, -2)
+    kind = torch.promote_types(values.dtype, torch.float32)
+    quick = torch.cat([rows[part].to(kind).exp().sum(-1) for part in cached_slices(rows)])
+    if bool(((quick - 1).abs() <= slack / 2).all()):  # which neither NaN nor infinity is
+        return
+    check_finite(values, "log_probs", allow_negative_infinity=True)
+    sums = values.double().logsumexp(-1)
+    bad = sums.abs() > slack
     if bad.any():
         raise BadInput(
             f"log_probs has probabilities that sum to {sums[bad][0].exp().item():g} in row {bad_row(bad)}; "
             "pass logits through log_softmax(-1) first"
         )
-    return -values.gather(-1, labels.unsqueeze(-1)).double().flatten()
 
 
 def brier_score(probs: object, targets: object, *, weights: object = None) -> Tensor:
@@ -108,12 +119,12 @@ def brier_score(probs: object, targets: object, *, weights: object = None) -> Te
 
 def brier_scores(probs: Tensor, labels: Tensor) -> Tensor:
     """Return the Brier score of every row `[M]`, float64, of checked input."""
-    classes = torch.arange(probs.shape[-1], device=probs.device)
-
-    def part(rows: slice) -> Tensor:
-        return (probs[rows].double() - (labels[rows].unsqueeze(-1) == classes).double()).square().sum(-1)
-
-    return torch.cat([part(rows) for rows in row_slices(*probs.shape)])
+    scores = []
+    for rows in cached_slices(probs):
+        misses = probs[rows].double()
+        misses = misses.scatter_add(-1, labels[rows].unsqueeze(-1), misses.new_full((), -1.0).expand(len(misses), 1))
+        scores.append(misses.square().sum(-1))
+    return torch.cat(scores)
 
 
 class BrierDecomposition(NamedTuple):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, bad_row, check_count, check_finite, check_level, check_shape
 from bayesguard.errors import BadInput, BadType
+from bayesguard.metrics.functional.crps import crps_of
 from bayesguard.metrics.functional.inputs import element_weights, paired, weighted_mean
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, CountPredictive, Predictive
 
@@ -47,7 +48,7 @@ def continuous_ranked_probability_score(pred: Predictive, targets: object, *, we
         0.2337
     """
     _check_real(pred)
-    return _mean(pred.crps(targets).double().flatten(), targets, weights)
+    return _mean(crps_of(pred, targets).flatten(), targets, weights)
 
 
 def interval_coverage(lower: object, upper: object, targets: object, *, weights: object = None) -> Tensor:

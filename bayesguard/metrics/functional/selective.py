@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, bad_row, check_finite
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import classified, paired, top_label
+from bayesguard.metrics.functional.inputs import answered, paired
 
 
 class RiskCoverage(NamedTuple):
@@ -33,9 +33,11 @@ def risk_coverage(confidence: object, errors: object) -> RiskCoverage:
     """
     sure, losses = _losses(confidence, errors)
     order = sure.argsort(descending=True, stable=True)
-    starts, ends = _ties(sure[order])
-    totals = _from_zero(losses[order].cumsum(-1))
+    ordered, totals = sure[order], _from_zero(losses[order].cumsum(-1))
     kept = torch.arange(1, len(order) + 1, dtype=torch.float64, device=order.device)
+    if not bool((ordered[1:] == ordered[:-1]).any()):
+        return RiskCoverage(kept / len(order), totals[1:] / kept)
+    starts, ends = _ties(ordered)
     within = (kept - starts) / (ends + 1 - starts) * (totals[ends + 1] - totals[starts])
     return RiskCoverage(kept / len(order), (totals[starts] + within) / kept)
 
@@ -94,7 +96,7 @@ def error_auroc(probs: object, targets: object) -> Tensor:
         >>> error_auroc([[0.9, 0.1], [0.6, 0.4]], [0, 1]).item()
         1.0
     """
-    confidence, right = top_label(*classified(probs, targets))
+    confidence, right = answered(probs, targets)
     return area_under_roc(-confidence, 1 - right)
 
 

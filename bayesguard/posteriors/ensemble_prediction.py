@@ -1,0 +1,192 @@
+"""How the outputs of an ensemble's members are computed: one after another, or as one batched product.
+
+For each kind of input the ways that give the loop's outputs are timed on the first input of that kind, and the fastest
+is remembered. Whatever a way cannot take falls back to the loop.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bayesguard.posteriors.deterministic import Deterministic
+from bayesguard.predictor import Predictor
+from bayesguard.sampling.alike import why_not_alike
+from bayesguard.sampling.batched_calls import Unbatchable
+from bayesguard.sampling.choice import fastest
+from bayesguard.sampling.members import MemberBatch, check_batchable
+from bayesguard.training_setup import channels_last, has_convolutions
+
+# Two kernels for one matrix product differ by a few roundings of its sum.
+_ROUNDINGS = 2.0**10
+# What differs from the loop in its last bits has to be this much faster.
+_CLEARLY = 1.1
+# Members that are replaced again and again are not worth stacking each time.
+_MAX_STACKINGS = 8
+_LARGE = 1 << 28
+
+
+class Plan(NamedTuple):
+    """Which way is used for one kind of input, and why."""
+
+    way: str
+    reason: str
+
+
+class MemberOutputs:
+    """Computes the outputs of members of one architecture together where that is exact and pays.
+
+    Copies and pickles are empty: what is remembered belongs to these very members.
+
+    Args:
+        owned: The members' parameters belong to the ensemble, which may move them into one block of memory.
+    """
+
+    def __init__(self, owned: bool) -> None:
+        self.owned = owned
+        self.batch: MemberBatch | None = None
+        self.last: Plan | None = None
+        self._plans: dict[Any, Plan] = {}
+        self._stackings = 0
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> Any:
+        return MemberOutputs, (self.owned,)
+
+    def __call__(self, members: Sequence[Predictor], inputs: Sequence[Any], kwargs: Any) -> Tensor | None:
+        """Return the outputs `[M, N, ...]`, or None where the members have to be asked one after another."""
+        if kwargs or len(inputs) != 1 or not _is_plain_call(x := inputs[0]):
+            return None
+        outputs = self.batched(members, inputs, kwargs)
+        if outputs is not None:
+            return outputs
+        plan = self._plan(members, x)
+        try:
+            if plan.way == "batched" and self.batch is not None:
+                return self.batch(x)
+            if plan.way == "channels last" and all(map(_is_plain_member, members)):
+                return _loop(members, channels_last(x))
+        except Exception as error:  # As above.
+            self.last = Plan("loop", _first_line(error))
+        return None
+
+    def _plan(self, members: Sequence[Predictor], x: Tensor) -> Plan:
+        with self._lock:
+            if self.batch is not None and not (_are_of(members, self.batch) and self.batch.is_current()):
+                self.batch, self._plans = None, {}
+            kind = _kind(x)
+            if kind not in self._plans:
+                self._plans[kind] = self._make_plan(members, x)
+            self.last = self._plans[kind]
+            return self.last
+
+    def batched(self, members: Sequence[Predictor], inputs: Sequence[Any], kwargs: Any) -> Tensor | None:
+        """Return the outputs of a batched product that was chosen before, for members that are unchanged since."""
+        if self.batch is None or kwargs or len(inputs) != 1 or not _is_plain_call(x := inputs[0]):
+            return None
+        plan, batch = self._plans.get(_kind(x)), self.batch
+        if plan is None or plan.way != "batched" or x.is_inference():
+            return None
+        if not _are_of(members, batch) or not batch.is_current():
+            return None
+        self.last = plan
+        try:
+            return batch(x)
+        except Exception:  # Every network fails in its own way; the loop raises what is the matter.
+            return None
+
+    def _make_plan(self, members: Sequence[Predictor], x: Tensor) -> Plan:
+        reasons = []
+        networks = [member.network for member in members]
+        if len(members) < 2 or not all(_is_plain_member(member) for member in members):
+            return Plan("loop", "members are random, or a part of their output is used")
+        # This finds out as well whether a network is random in eval mode.
+        want = torch.cat([member.draw_outputs(x) for member in members])
+        if any(member._own_randomness for member in members):
+            return Plan("loop", "members are random in eval mode")
+        if want.numel() * want.element_size() > _LARGE:
+            return Plan("loop", "outputs are too large to hold those of all members")
+        ways: dict[str, Callable[[], Any]] = {"loop": lambda: _loop(members, x)}
+        fresh = None
+        try:
+            batch = self.batch or self._stack(networks, x)
+            fresh = batch if self.batch is None else None
+            _check_equal(batch(x), want)
+            ways["batched"] = lambda: batch(x)
+        except Exception as error:
+            reasons.append(f"batched: {_first_line(error)}")
+        if x.dim() == 4 and x.device.type == "cpu" and any(map(has_convolutions, networks)):
+            try:
+                _check_equal(_loop(members, channels_last(x)), want)
+                ways["channels last"] = lambda: _loop(members, channels_last(x))
+            except Exception as error:
+                reasons.append(f"channels last: {_first_line(error)}")
+        if len(ways) == 1:
+            return Plan("loop", "; ".join(reasons))
+        choice = fastest(ways, x.device)
+        way = min(choice.seconds, key=lambda name: choice.seconds[name] * (1 if name == "loop" else _CLEARLY))
+        if way == "batched" and fresh is not None:
+            fresh.adopt()
+            self.batch = fresh
+            self._stackings += 1
+        return Plan(way, f"measured: {choice}")
+
+    def _stack(self, networks: Sequence[nn.Module], x: Tensor) -> MemberBatch:
+        if not self.owned:
+            raise Unbatchable("members are not copies (copy=False), and their memory is left alone")
+        if self._stackings >= _MAX_STACKINGS:
+            raise Unbatchable("members were replaced too often")
+        if reason := why_not_alike(networks):
+            raise Unbatchable(reason)
+        check_batchable(networks, x[:2])
+        return MemberBatch(networks)
+
+
+def _is_plain_call(x: Any) -> bool:
+    """Whether nothing but plain numbers is asked for: no gradients, no casts, nobody else who watches the calls."""
+    return (
+        type(x) is Tensor
+        and x.dim() > 1
+        and len(x) > 0
+        and not torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and not torch.is_autocast_enabled(x.device.type)
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _kind(x: Tensor) -> tuple[Any, ...]:
+    return x.shape[1:], len(x).bit_length(), x.dtype, x.device
+
+
+def _is_plain_member(member: Predictor) -> bool:
+    return type(member) is Deterministic and member.output is None
+
+
+def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
+    """Whether the members are still those whose networks were stacked, and give all of their output."""
+    if len(members) != batch.count:
+        return False
+    pairs = zip(members, batch.networks, strict=True)
+    return all(member.network is network and member.output is None for member, network in pairs)
+
+
+def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:
+    return torch.stack([member.network(x) for member in members])
+
+
+def _check_equal(got: Tensor, want: Tensor) -> None:
+    """Raise Unbatchable where outputs differ by more than rounding."""
+    if got.shape != want.shape or got.dtype != want.dtype:
+        raise Unbatchable(f"it gives outputs of shape {tuple(got.shape)} where the loop gives {tuple(want.shape)}")
+    scale = want.abs().amax().nan_to_num(posinf=1.0).item()
+    tolerance = _ROUNDINGS * torch.finfo(want.dtype).eps * scale
+    if not torch.allclose(got, want, rtol=0, atol=tolerance, equal_nan=True):
+        raise Unbatchable("its outputs differ from the loop's")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

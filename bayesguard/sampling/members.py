@@ -1,0 +1,122 @@
+"""Networks of one architecture as one batched product: the first one's own code, on everybody's parameters."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
+
+from bayesguard.sampling.batched_calls import BatchedCalls, Step, Unbatchable
+
+
+def check_batchable(networks: Sequence[nn.Module], x: Tensor) -> None:
+    """Raise Unbatchable where networks cannot be run as one product; takes the memory of one pass on few rows `x`."""
+    count = len(networks)
+    stacked = {id(tensor): tensor.detach().expand(count, *tensor.shape) for tensor in _tensors(networks[0]).values()}
+    BatchedCalls(stacked, count).run(networks[0], x)
+
+
+class MemberBatch:
+    """Networks of one architecture, in eval mode, as one batched product.
+
+    Once it is `adopted` the parameters of the networks are views of the stacked ones, so that there is one copy of
+    them and a change to either is a change to both, however it is made.
+
+    Args:
+        networks: Two or more that differ in their numbers only.
+
+    Raises:
+        Unbatchable: Where something about them cannot be watched for changes.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self.networks, self.count = tuple(networks), len(networks)
+        every = list(chain.from_iterable(network.modules() for network in networks))
+        for module in every:
+            _check_watchable(module)
+        named = [_tensors(network) for network in networks]
+        if not all(tensor.is_contiguous() for own in named for tensor in own.values()):
+            # An optimizer that walks memory keeps its means in the order that a parameter had at first.
+            raise Unbatchable("a parameter is not contiguous")
+        stacks = [torch.stack([own[name].detach() for own in named]) for name in named[0]]
+        self._stacked = {id(tensor): stack for tensor, stack in zip(named[0].values(), stacks, strict=True)}
+        self._held = [vars(m)[name] for m in every for name in ("_modules", "_forward_hooks", "_forward_pre_hooks")]
+        self._held += [vars(module) for module in every]
+        self._copies = [dict(held) for held in self._held]
+        self._named = [d for module in every for d in (module._parameters, module._buffers)]
+        self._owned = list(_values(self._named))
+        self._tensors = list(chain.from_iterable(own.values() for own in named))
+        self._views = list(chain.from_iterable(zip(*(stack.unbind() for stack in stacks), strict=True)))
+        self._plain = all(_is_torchs_own(module) for module in networks[0].modules())
+        self._steps: list[Step] | None = None
+
+    def adopt(self) -> None:
+        """Make the members' parameters views of the stacked ones; their numbers stay."""
+        with torch.no_grad():
+            for tensor, view in zip(self._tensors, self._views, strict=True):
+                view.copy_(tensor)
+                tensor.data = view
+
+    def is_current(self) -> bool:
+        """Tell whether the members are what they were when they were adopted, but for the numbers in their views."""
+        try:
+            same = self._held == self._copies
+        except (RuntimeError, ValueError):  # A tensor or an array among the attributes was replaced.
+            return False
+        return (
+            same
+            and not (module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
+            and all(map(is_, _values(self._named), self._owned))
+            and all(map(Tensor.is_set_to, self._tensors, self._views))
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the outputs `[M, N, ...]` of all members.
+
+        Raises:
+            Unbatchable: At the first call without a batched form.
+        """
+        if self._steps is not None:
+            for step in self._steps:
+                x = step(x)
+            return x.contiguous()
+        mode = BatchedCalls(self._stacked, self.count)
+        outputs = mode.run(self.networks[0], x)
+        # Code of torch's own does the same for every input; anybody else's is run anew.
+        if self._plain and mode.steps:
+            self._steps = mode.steps
+        return outputs.contiguous()
+
+
+def _values(dicts: Iterable[dict[str, Any]]) -> Iterable[Any]:
+    return chain.from_iterable(map(dict.values, dicts))
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def _is_torchs_own(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)
+
+
+_OF_MODULES = set(vars(nn.Module()))
+
+
+def _check_watchable(module: nn.Module) -> None:
+    """Refuse what could change without a trace in the identities of attributes: containers, objects, hooks."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise Unbatchable(f"{type(module).__name__} has forward hooks")
+    for name, value in vars(module).items():
+        if name not in _OF_MODULES and not _is_fixed(value):
+            raise Unbatchable(f"attribute {name} of {type(module).__name__} may change unseen")
+
+
+def _is_fixed(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_fixed, value))
+    simple = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+    return value is None or isinstance(value, simple) or (callable(value) and not hasattr(value, "__dict__"))

@@ -1,0 +1,266 @@
+"""How the engine finds out about a network: where its masks lie, which strategies are exact, which is the fastest."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from bayesguard.errors import BadInput, RandomnessWarning
+from bayesguard.sampling.choice import seconds_of
+from bayesguard.sampling.forward import Forward
+from bayesguard.sampling.intercept import Intercept, intercepted
+from bayesguard.sampling.masks import Masks, PassesDiffer, find_layout, whole_channels
+from bayesguard.sampling.memory import is_out_of_memory
+from bayesguard.sampling.strategies import Draws, Settings, Structure
+from bayesguard.sampling.streams import seeded_default_generators
+
+# Two kernels for one matrix product differ by a few roundings of its sum.
+_ROUNDINGS = 2.0**10
+# Whether a strategy is exact shows on few rows; what it costs only on all.
+_FEW_ROWS = 4
+# Above this a draw is bound by its arithmetic, and draws that share a batch gain nothing on a CPU.
+_ARITHMETIC_BOUND = 5e-3
+_TRIED_DRAWS = 16
+# How much faster a strategy has to be than replay, which alone gives the loop's very bits.
+_CLEARLY = {"replay": 1.0, "compact": 1.05, "vmap": 1.2, "fold_tail": 1.2, "fold": 1.2}
+_PLAYED = ("replay", "compact")
+_FEWEST_FOR_COMPACT = 16
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The strategies to choose from.
+
+    Attributes:
+        structure: What is known of the random calls.
+        exact: Strategies that were seen to give the plain loop's draws.
+        untried: Strategies that share a batch between draws: tried where they may pay.
+        reason: Why there are no others.
+        compiles: Whether a compiled graph is wanted.
+    """
+
+    structure: Structure
+    exact: tuple[str, ...]
+    untried: tuple[str, ...] = ()
+    reason: str = ""
+    compiles: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which strategy is used for one kind of input, and what was measured.
+
+    Attributes:
+        strategy: The strategy.
+        reason: Why.
+        structure: What is known of the random calls.
+        plain_pass: Seconds of one pass without masks; None where nothing was measured. Where nearly all of a
+            prediction precedes the masks, it is that of the first pass with them.
+        first_draw: Seconds of the first draw, where the others continue from it.
+        per_draw: Seconds of a further draw by each strategy that was timed.
+        memory: Bytes that are held beside those of one pass.
+    """
+
+    strategy: str
+    reason: str
+    structure: Structure
+    plain_pass: float | None = None
+    first_draw: float = 0.0
+    per_draw: dict[str, float] = field(default_factory=dict)
+    memory: int = 0
+
+    def seconds(self, num_samples: int, strategy: str | None = None) -> float:
+        """Return the predicted seconds of a number of draws by a strategy that was timed, or by the one chosen."""
+        name = strategy or self.strategy
+        return (self.first_draw if name in _PLAYED else 0.0) + num_samples * self.per_draw[name]
+
+    def explain(self, num_samples: int) -> str:
+        """Say what was chosen and why, what it costs beside plain passes, and what memory it takes."""
+        lines = [f"strategy: {self.strategy}", f"  why: {self.reason or 'nothing else to choose from'}"]
+        if self.plain_pass is not None:
+            passes = self.seconds(num_samples) / self.plain_pass
+            one = f"one takes {1000 * self.plain_pass:.3g} ms"
+            lines.append(f"  cost: {num_samples} draws take the time of {passes:.3g} plain passes ({one})")
+        lines.append(f"  memory: {self.memory / 2**20:.3g} MiB beside that of one pass")
+        return "\n".join(lines)
+
+
+def find_candidates(settings: Settings, forward: Forward, seed: int, asked: str) -> Candidates:
+    """Find out where the examples lie in each random call, and which strategies are exact."""
+    structure, reason = _probe(settings, forward, seed)
+    if forward.num_rows == 0 or not structure.is_random:
+        return Candidates(structure, ("loop",), reason=reason)
+    if asked == "loop":
+        return Candidates(structure, ("loop",), reason="asked for")
+    few = forward.rows(slice(0, _FEW_ROWS)) if forward.num_rows > _FEW_ROWS else forward
+    trial = Draws(settings, few, structure, seed, 0)
+    try:
+        want = torch.cat(list(trial.loop(range(2))))
+    except PassesDiffer as differ:
+        warn_unshared(settings, str(differ))
+        return Candidates(replace(structure, layout=None), ("loop",), reason=str(differ))
+    if asked != "auto":
+        if disagreement := disagreement_of(trial, asked, want):
+            raise BadInput(f"strategy={asked!r} cannot be used with this network: {disagreement}; use strategy='auto'")
+        return Candidates(structure, (asked,))
+    found = {name: disagreement_of(trial, name, want) for name in _played(settings, forward.device, structure)}
+    exact = tuple(name for name, disagreement in found.items() if not disagreement)
+    shareable = structure.layout is not None and not structure.own_randomness
+    reasons = [reason, *(f"{name}: {why}" for name, why in found.items() if why)]
+    untried = ("vmap", "fold_tail", "fold") if shareable else ()
+    wanted = settings.compile and shareable
+    return Candidates(structure, exact or ("loop",), untried, "; ".join(filter(None, reasons)), wanted)
+
+
+def choose(draws: Draws, candidates: Candidates, num_samples: int) -> Plan:
+    """Time the candidates on the real input; what was computed before the masks stays on the draws' tape."""
+    if candidates.compiles:
+        compiled, why = _compiled(draws, candidates)
+        if compiled is not None:
+            return compiled
+        candidates = replace(candidates, reason=f"compiled: {why}")
+    names = candidates.exact
+    reason = candidates.reason or ("the only strategy that is exact" if candidates.untried else "asked for")
+    plan = Plan(names[0], reason, candidates.structure, memory=draws.held_bytes())
+    if names[0] not in _PLAYED:
+        return plan if names[0] == "loop" else replace(plan, memory=draws.group_size() * draws.bytes_per_draw())
+    try:
+        return _timed(draws, plan, candidates, max(2, num_samples))
+    except RuntimeError as error:
+        if not isinstance(error, PassesDiffer) and not is_out_of_memory(error):
+            raise
+        return plan
+
+
+def _played(settings: Settings, device: torch.device, structure: Structure) -> tuple[str, ...]:
+    places = structure.layout or ()
+    drops_channels = any(
+        whole_channels(call, place) is not None for call, place in zip(structure.calls, places, strict=False)
+    )
+    # Picking kept channels out needs their indices on the host, which a GPU would have to be waited for.
+    compacts = drops_channels and not settings.per_example and not structure.own_randomness and device.type == "cpu"
+    return _PLAYED if compacts else _PLAYED[:1]
+
+
+def _timed(draws: Draws, plan: Plan, candidates: Candidates, samples: int) -> Plan:
+    device = draws.forward.device
+    first = _seconds(draws, candidates.exact[0], [0])
+    # Picking weights out costs the same for one row as for a thousand.
+    few = draws.forward.num_rows < _FEWEST_FOR_COMPACT
+    played = candidates.exact[:1] if few else candidates.exact
+    per_draw = {name: min(_seconds(draws, name, [draw]) for draw in (1, 2)) for name in played}
+    each = min(per_draw.values())
+    if _sharing_may_pay(draws, first, each, samples):
+        per_draw |= _shared_batches(draws, candidates, first, samples)
+    plain = first
+    if samples * each > 2 * first:
+        with seeded_default_generators(device, draws.seed, "plain"):
+            plain = seconds_of(draws.forward, device)
+    plan = replace(plan, plain_pass=plain, first_draw=first, per_draw=per_draw)
+
+    def total(name: str) -> float:
+        return plan.seconds(samples, name)
+
+    best = min(per_draw, key=lambda name: total(name) * _CLEARLY[name])
+    times = ", ".join(f"{name} {1000 * total(name):.3g} ms" for name in sorted(per_draw, key=total))
+    memory = draws.held_bytes() if best in _PLAYED else draws.group_size() * draws.bytes_per_draw()
+    why = "; ".join(filter(None, [f"measured for {samples} draws: {times}", candidates.reason]))
+    return replace(plan, strategy=best, reason=why, memory=memory)
+
+
+def _compiled(draws: Draws, candidates: Candidates) -> tuple[Plan | None, str]:
+    """Compile the pass on the real input, and return its plan where it gives the plain loop's draws."""
+    want = torch.cat(list(draws.loop(range(2))))
+    if why := disagreement_of(draws, "compiled", want, any_error=True):
+        return None, why
+    seconds = _seconds(draws, "compiled", range(32)) / 32
+    with seeded_default_generators(draws.forward.device, draws.seed, "plain"):
+        plain = seconds_of(draws.forward, draws.forward.device)
+    memory = draws.group_size() * draws.bytes_per_draw()
+    per_draw = {"compiled": seconds}
+    return Plan("compiled", "asked for", candidates.structure, plain, 0.0, per_draw, memory), ""
+
+
+def _sharing_may_pay(draws: Draws, whole: float, each: float, samples: int) -> bool:
+    """Tell whether draws are short, and make up most of the prediction: then they may share a batch."""
+    if draws.forward.device.type != "cpu":
+        return True
+    return each < _ARITHMETIC_BOUND and samples * each > whole / 4
+
+
+def _shared_batches(draws: Draws, candidates: Candidates, whole: float, samples: int) -> dict[str, float]:
+    """Return the seconds a draw of the strategies that share a batch, of those that are exact."""
+    tried = range(min(samples, _TRIED_DRAWS, draws.group_size()))
+    want = torch.cat(list(draws.run(candidates.exact[0], range(2))))
+    per_draw = {}
+    for name in candidates.untried:
+        # fold repeats what comes before the masks as well.
+        if name == "fold" and draws.forward.device.type == "cpu" and whole > _ARITHMETIC_BOUND:
+            continue
+        if not disagreement_of(draws, name, want):
+            per_draw[name] = _seconds(draws, name, tried) / len(tried)
+    return per_draw
+
+
+def _seconds(draws: Draws, name: str, numbers: Sequence[int]) -> float:
+    return seconds_of(lambda: list(draws.run(name, numbers)), draws.forward.device)
+
+
+def _probe(settings: Settings, forward: Forward, seed: int) -> tuple[Structure, str]:
+    """Run the network on the first row twice and three times over, and compare its random calls."""
+    if forward.num_rows == 0:
+        return Structure(None, (), False), "no examples"
+    passes = []
+    for copies in (2, 3):
+        index = torch.zeros(copies, dtype=torch.long, device=forward.device)
+        masks = Masks(seed, [0], per_example=settings.per_example, p=settings.p)
+        mode = Intercept(masks, settings.selected)
+        with seeded_default_generators(forward.device, seed, 0), intercepted(mode):
+            forward.rows(index)()
+        passes.append(masks.calls)
+    calls = tuple(passes[0])
+    try:
+        return Structure(find_layout(*passes), calls, mode.own_randomness), ""
+    except PassesDiffer as differ:
+        warn_unshared(settings, str(differ))
+        return Structure(None, calls, mode.own_randomness), str(differ)
+
+
+def warn_unshared(settings: Settings, reason: str) -> None:
+    """Warn that the examples of a draw cannot have the same masks."""
+    if not settings.per_example:
+        warnings.warn(
+            f"masks cannot be shared by the examples of a draw ({reason}): every example gets its own",
+            RandomnessWarning,
+            stacklevel=2,
+        )
+
+
+def disagreement_of(draws: Draws, strategy: str, want: Tensor, *, any_error: bool = False) -> str:
+    """Say how a strategy's first two draws differ from `want`, the plain loop's; empty when they do not."""
+    try:
+        got = torch.cat(list(draws.run(strategy, range(2))))
+    except PassesDiffer as differ:
+        return str(differ)
+    except Exception as error:
+        # Compilers fail in ways of their own; of everything else, only torch's errors are expected here.
+        if not (any_error or isinstance(error, RuntimeError)):
+            raise
+        if is_out_of_memory(error):
+            return "it does not fit into memory"
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return _difference(got, want)
+
+
+def _difference(got: Tensor, want: Tensor) -> str:
+    if got.shape != want.shape:
+        return f"it gives outputs of shape {tuple(got.shape)} where the loop gives {tuple(want.shape)}"
+    if got.dtype != want.dtype:
+        return f"it gives outputs of {got.dtype} where the loop gives {want.dtype}"
+    scale = want.abs().amax().float().nan_to_num(posinf=1.0).item()
+    tolerance = _ROUNDINGS * torch.finfo(want.dtype).eps * scale
+    if not torch.allclose(got, want, rtol=0, atol=tolerance, equal_nan=True):
+        return "its draws differ from the plain loop's (the network mixes examples, or keeps a state)"
+    return ""
