@@ -21,7 +21,7 @@ _ROUNDINGS = 2.0**10
 # Whether a strategy is exact shows on few rows; what it costs only on all.
 _FEW_ROWS = 4
 # Above this a draw is bound by its arithmetic, and draws that share a batch gain nothing on a CPU.
-_ARITHMETIC_BOUND = 5e-3
+_ARITHMETIC_BOUND = 2e-3
 _TRIED_DRAWS = 16
 # How much faster a strategy has to be than replay, which alone gives the loop's very bits.
 _CLEARLY = {"replay": 1.0, "compact": 1.05, "vmap": 1.2, "fold_tail": 1.2, "fold": 1.2}
