@@ -47,7 +47,7 @@ class BinnedSums:
         """Sum scores and 0/1 outcomes `[M]` by the bins `index` `[M]`, with weights `[M]` if given."""
         count = index.new_zeros(num_bins) if weights is None else weights.new_zeros(num_bins)
         sums = torch.zeros(4, num_bins, dtype=torch.float64, device=scores.device)
-        for part in cached_slices(scores.unsqueeze(-1)):
+        for part in cached_slices(scores.unsqueeze(-1), copies=4):
             at, score, hit = index[part], scores[part].double(), outcomes[part].double()
             parts: tuple[Tensor, ...] = (score, hit, score.square(), score * hit)
             if weights is None:
@@ -73,7 +73,7 @@ class BinnedSums:
         share = probs.new_ones(rows, dtype=torch.float64) if weights is None else weights
         first = share.new_zeros(2, classes)
         above = []
-        for part in cached_slices(probs):
+        for part in cached_slices(probs, copies=4):
             scores = probs[part].detach().to(torch.float64, copy=True).contiguous()
             flat = _places(scores > high)
             picked = scores.view(-1)[flat]

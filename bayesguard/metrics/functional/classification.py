@@ -83,7 +83,7 @@ def _check_log_rows(values: Tensor) -> None:
     slack = max(sum_slack(values), 4 * torch.finfo(values.dtype).eps)
     rows = values.flatten(0, -2)
     kind = torch.promote_types(values.dtype, torch.float32)
-    quick = torch.cat([rows[part].to(kind).exp().sum(-1) for part in cached_slices(rows)])
+    quick = torch.cat([rows[part].to(kind).exp().sum(-1) for part in cached_slices(rows, copies=2)])
     if bool(((quick - 1).abs() <= slack / 2).all()):  # which neither NaN nor infinity is
         return
     check_finite(values, "log_probs", allow_negative_infinity=True)
@@ -120,7 +120,7 @@ def brier_score(probs: object, targets: object, *, weights: object = None) -> Te
 def brier_scores(probs: Tensor, labels: Tensor) -> Tensor:
     """Return the Brier score of every row `[M]`, float64, of checked input."""
     scores = []
-    for rows in cached_slices(probs):
+    for rows in cached_slices(probs, copies=8):
         misses = probs[rows].double()
         misses = misses.scatter_add(-1, labels[rows].unsqueeze(-1), misses.new_full((), -1.0).expand(len(misses), 1))
         scores.append(misses.square().sum(-1))

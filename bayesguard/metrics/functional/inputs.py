@@ -188,9 +188,9 @@ def group_sums(index: Tensor, values: Tensor, groups: int) -> Tensor:
     return values.new_zeros(groups).index_put_((index,), values, accumulate=True)
 
 
-def cached_slices(rows: Tensor) -> Iterator[slice]:
-    """Cut rows `[M, K]` into slices that stay in the cache of a CPU, or of bounded memory elsewhere."""
-    elements = min(BUDGET, CACHED) if rows.device.type == "cpu" else BUDGET
+def cached_slices(rows: Tensor, copies: int = 1) -> Iterator[slice]:
+    """Cut rows `[M, K]` into slices that stay in the cache of a CPU with `copies` of them, or of bounded memory."""
+    elements = min(BUDGET, CACHED) // copies if rows.device.type == "cpu" else BUDGET
     step = max(1, elements // max(1, rows.shape[-1]))
     return (slice(start, min(start + step, len(rows))) for start in range(0, len(rows), step))
 
