@@ -15,13 +15,12 @@ from bayesguard.errors import BadInput
 from bayesguard.history import History
 from bayesguard.predictor import Predictor, join_inputs
 from bayesguard.sampling import seeded_default_generators
+from bayesguard.sampling.agreement import rounding_of
 from bayesguard.sampling.alike import why_not_alike
 from bayesguard.sampling.batched_calls import BatchedCalls, Unbatchable
 from bayesguard.training import fit
 from bayesguard.training_setup import OptimizerFactory, device_of, make_optimizer, modes_kept
 
-# Two kernels for one matrix product differ by a few roundings of its sum.
-_ROUNDINGS = 2.0**10
 _FEW_ROWS = 8
 
 MemberLoss = Callable[[nn.Module, Batch, int], Tensor]
@@ -100,7 +99,7 @@ class StackedMembers(nn.Module):
                 want = torch.stack([self._own_loss(index, batch, num_data) for index in range(len(got))])
         except Unbatchable as error:
             return str(error)
-        tolerance = _ROUNDINGS * torch.finfo(want.dtype).eps
+        tolerance = rounding_of(want.dtype)
         same = torch.allclose(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)
         return "" if same else "the batched losses differ from those of the members one by one"
 

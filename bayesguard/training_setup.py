@@ -14,12 +14,11 @@ from torch.utils.data import DataLoader
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, Data, is_one_shot
 from bayesguard.errors import BadFile, BadInput, BadType
+from bayesguard.sampling.agreement import rounding_of
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 
 _FEW_ROWS = 8
-# Two kernels for one sum of products differ by a few roundings of it.
-_ROUNDINGS = 2.0**10
 _FUSED_DTYPES = (torch.float32, torch.float64)
 
 _WAYS_OUT = (
@@ -134,7 +133,7 @@ def same_channels_last(module: nn.Module, batch: Batch, loss: Callable[[Batch], 
         try:
             plain = value(few)
             other = value(few._replace(inputs=(channels_last(few.inputs[0]),)))
-            rounding = _ROUNDINGS * torch.finfo(few.inputs[0].dtype).eps
+            rounding = rounding_of(few.inputs[0].dtype)
             return bool(torch.isclose(plain, other, rtol=rounding, atol=rounding))
         except Exception:  # Networks refuse in many ways; an error that is real comes again in the first step.
             return False

@@ -8,12 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayesguard.predictive.numerics import BUDGET, slices, wide
+from bayesguard.predictive.numerics import BUDGET, CACHED, slices, wide
 
 # Logits of which fewer are there are read in float64: it costs nothing there, and there are few rows to average over.
 SMALL = 1 << 20
-# Elements of a slice on a CPU: 1 MB of float32, which stays in its cache while several passes read it.
-_CACHED = 1 << 18
 _MOST_STEPS = 100
 
 
@@ -105,7 +103,7 @@ class PooledLikelihood:
         sums = torch.zeros(3, dtype=self._top.dtype, device=self.logits.device)
         cost = self.num_draws * self.num_classes
         if self.logits.device.type == "cpu":
-            cost *= max(1, BUDGET // _CACHED)
+            cost *= max(1, BUDGET // CACHED)
         buffers: tuple[Tensor, Tensor] | None = None
         for rows in slices(self.num_examples, cost):
             part = wide(self.logits[:, rows]) if in_float64 else self.logits[:, rows]

@@ -13,7 +13,7 @@ from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics.functional.binned import bin_index
 from bayesguard.metrics.functional.classification import brier_scores
 from bayesguard.metrics.functional.crps import crps_of
-from bayesguard.metrics.functional.inputs import BUDGET, answered, classified, group_sums, yes_or_no
+from bayesguard.metrics.functional.inputs import answered, classified, group_sums, yes_or_no
 from bayesguard.metrics.functional.regression import LEVELS, at_or_below, pit
 from bayesguard.metrics.functional.selective import weighted_aurc, weighted_roc
 from bayesguard.predictive import (
@@ -24,6 +24,7 @@ from bayesguard.predictive import (
     Predictive,
     SamplePredictive,
 )
+from bayesguard.predictive.numerics import BUDGET
 
 Kind = Literal["categorical", "binary", "continuous", "count", "samples"]
 _KINDS: tuple[tuple[type[Predictive], Kind], ...] = (

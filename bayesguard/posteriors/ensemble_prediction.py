@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.predictor import Predictor
+from bayesguard.sampling.agreement import difference
 from bayesguard.sampling.alike import why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.choice import fastest
 from bayesguard.sampling.members import MemberBatch, check_batchable
 from bayesguard.training_setup import channels_last, has_convolutions
 
-# Two kernels for one matrix product differ by a few roundings of its sum.
-_ROUNDINGS = 2.0**10
 # What differs from the loop in its last bits has to be this much faster.
 _CLEARLY = 1.1
 # Members that are replaced again and again are not worth stacking each time.
@@ -68,7 +67,7 @@ class MemberOutputs:
                 return self.batch(x)
             if plan.way == "channels last" and all(map(_is_plain_member, members)):
                 return _loop(members, channels_last(x))
-        except Exception as error:  # As above.
+        except Exception as error:  # Every network fails in its own way; the loop raises what is the matter.
             self.last = Plan("loop", _first_line(error))
         return None
 
@@ -94,7 +93,7 @@ class MemberOutputs:
         self.last = plan
         try:
             return batch(x)
-        except Exception:  # Every network fails in its own way; the loop raises what is the matter.
+        except Exception:  # As in a call.
             return None
 
     def _make_plan(self, members: Sequence[Predictor], x: Tensor) -> Plan:
@@ -180,12 +179,8 @@ def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:
 
 def _check_equal(got: Tensor, want: Tensor) -> None:
     """Raise Unbatchable where outputs differ by more than rounding."""
-    if got.shape != want.shape or got.dtype != want.dtype:
-        raise Unbatchable(f"it gives outputs of shape {tuple(got.shape)} where the loop gives {tuple(want.shape)}")
-    scale = want.abs().amax().nan_to_num(posinf=1.0).item()
-    tolerance = _ROUNDINGS * torch.finfo(want.dtype).eps * scale
-    if not torch.allclose(got, want, rtol=0, atol=tolerance, equal_nan=True):
-        raise Unbatchable("its outputs differ from the loop's")
+    if why := difference(got, want):
+        raise Unbatchable(why)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,8 @@ from bayesguard.checks import as_tensor
 
 # Elements of one float64 intermediate: 4 million are 32 MB, large enough that the Python loop costs nothing.
 BUDGET = 1 << 22
+# Elements of a slice that several reductions read in turn on a CPU: 1 MB of float32, which stays in its cache.
+CACHED = 1 << 18
 
 
 def wide(value: Tensor) -> Tensor:

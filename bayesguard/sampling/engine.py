@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bayesguard.errors import BadInput
 from bayesguard.sampling.forward import Forward
-from bayesguard.sampling.masks import Masks, PassesDiffer
+from bayesguard.sampling.masks import PassesDiffer
 from bayesguard.sampling.patterns import BLOCK
 from bayesguard.sampling.planning import Candidates, Plan, choose, find_candidates, warn_unshared
 from bayesguard.sampling.silence import silent_dropout
@@ -76,18 +76,6 @@ class Sampler(Settings):
     def structure(self, forward: Forward, seed: int) -> Structure:
         """Return what is known of the random calls for this kind of input."""
         return self._found(forward, seed).structure
-
-    def masks(self, seed: int, draws: Sequence[int], layout: Any = None, offset: int = 0) -> Masks:
-        """Return the masks of some draws."""
-        return Masks(
-            seed,
-            draws,
-            layout,
-            per_example=self.per_example,
-            p=self.p,
-            offset=offset,
-            balanced=self.balanced,
-        )
 
     @property
     def draws_per_block(self) -> int:
@@ -177,4 +165,4 @@ def _compiled_code_runs_eagerly() -> AbstractContextManager[Any]:
 def silent_layers(sampler: Sampler, forward: Forward, seed: int) -> list[str]:
     """Return the names of dropout-like layers that run without a single random call."""
     with _PLANNING, _compiled_code_runs_eagerly():
-        return silent_dropout(forward, seed, p=sampler.p)
+        return silent_dropout(forward, seed, sampler.masks(seed, [0]))

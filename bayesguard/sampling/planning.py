@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from bayesguard.errors import BadInput, RandomnessWarning
+from bayesguard.sampling.agreement import difference
 from bayesguard.sampling.choice import seconds_of
 from bayesguard.sampling.forward import Forward
 from bayesguard.sampling.intercept import Intercept, intercepted
-from bayesguard.sampling.masks import Masks, PassesDiffer, find_layout, whole_channels
+from bayesguard.sampling.masks import PassesDiffer, find_layout, whole_channels
 from bayesguard.sampling.memory import is_out_of_memory
 from bayesguard.sampling.strategies import Draws, Settings, Structure
 from bayesguard.sampling.streams import seeded_default_generators
 
-# Two kernels for one matrix product differ by a few roundings of its sum.
-_ROUNDINGS = 2.0**10
 # Whether a strategy is exact shows on few rows; what it costs only on all.
 _FEW_ROWS = 4
 # Above this a draw is bound by its arithmetic, and draws that share a batch gain nothing on a CPU.
@@ -145,7 +144,6 @@ def _played(settings: Settings, device: torch.device, structure: Structure) -> t
 
 
 def _timed(draws: Draws, plan: Plan, candidates: Candidates, samples: int) -> Plan:
-    device = draws.forward.device
     first = _seconds(draws, candidates.exact[0], [0])
     # Picking weights out costs the same for one row as for a thousand.
     few = draws.forward.num_rows < _FEWEST_FOR_COMPACT
@@ -154,10 +152,7 @@ def _timed(draws: Draws, plan: Plan, candidates: Candidates, samples: int) -> Pl
     each = min(per_draw.values())
     if _sharing_may_pay(draws, first, each, samples):
         per_draw |= _shared_batches(draws, candidates, first, samples)
-    plain = first
-    if samples * each > 2 * first:
-        with seeded_default_generators(device, draws.seed, "plain"):
-            plain = seconds_of(draws.forward, device)
+    plain = _plain_seconds(draws) if samples * each > 2 * first else first
     plan = replace(plan, plain_pass=plain, first_draw=first, per_draw=per_draw)
 
     def total(name: str) -> float:
@@ -176,11 +171,9 @@ def _compiled(draws: Draws, candidates: Candidates) -> tuple[Plan | None, str]:
     if why := disagreement_of(draws, "compiled", want, any_error=True):
         return None, why
     seconds = _seconds(draws, "compiled", range(32)) / 32
-    with seeded_default_generators(draws.forward.device, draws.seed, "plain"):
-        plain = seconds_of(draws.forward, draws.forward.device)
     memory = draws.group_size() * draws.bytes_per_draw()
     per_draw = {"compiled": seconds}
-    return Plan("compiled", "asked for", candidates.structure, plain, 0.0, per_draw, memory), ""
+    return Plan("compiled", "asked for", candidates.structure, _plain_seconds(draws), 0.0, per_draw, memory), ""
 
 
 def _sharing_may_pay(draws: Draws, whole: float, each: float, samples: int) -> bool:
@@ -208,6 +201,12 @@ def _seconds(draws: Draws, name: str, numbers: Sequence[int]) -> float:
     return seconds_of(lambda: list(draws.run(name, numbers)), draws.forward.device)
 
 
+def _plain_seconds(draws: Draws) -> float:
+    device = draws.forward.device
+    with seeded_default_generators(device, draws.seed, "plain"):  # the network may be random without a mask
+        return seconds_of(draws.forward, device)
+
+
 def _probe(settings: Settings, forward: Forward, seed: int) -> tuple[Structure, str]:
     """Run the network on the first row twice and three times over, and compare its random calls."""
     if forward.num_rows == 0:
@@ -215,7 +214,7 @@ def _probe(settings: Settings, forward: Forward, seed: int) -> tuple[Structure, 
     passes = []
     for copies in (2, 3):
         index = torch.zeros(copies, dtype=torch.long, device=forward.device)
-        masks = Masks(seed, [0], per_example=settings.per_example, p=settings.p)
+        masks = settings.masks(seed, [0])
         mode = Intercept(masks, settings.selected)
         with seeded_default_generators(forward.device, seed, 0), intercepted(mode):
             forward.rows(index)()
@@ -251,16 +250,6 @@ def disagreement_of(draws: Draws, strategy: str, want: Tensor, *, any_error: boo
         if is_out_of_memory(error):
             return "it does not fit into memory"
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    return _difference(got, want)
-
-
-def _difference(got: Tensor, want: Tensor) -> str:
-    if got.shape != want.shape:
-        return f"it gives outputs of shape {tuple(got.shape)} where the loop gives {tuple(want.shape)}"
-    if got.dtype != want.dtype:
-        return f"it gives outputs of {got.dtype} where the loop gives {want.dtype}"
-    scale = want.abs().amax().float().nan_to_num(posinf=1.0).item()
-    tolerance = _ROUNDINGS * torch.finfo(want.dtype).eps * scale
-    if not torch.allclose(got, want, rtol=0, atol=tolerance, equal_nan=True):
-        return "its draws differ from the plain loop's (the network mixes examples, or keeps a state)"
-    return ""
+    found = difference(got, want)
+    # Of the right form and with other numbers: what these networks do.
+    return f"{found} (the network mixes examples, or keeps a state)" if "differ from" in found else found

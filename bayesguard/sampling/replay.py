@@ -82,8 +82,8 @@ class Tape:
         return any(version_of(tensor) != version for tensor, version in self._kept)
 
 
-class Recorder(Intercept):
-    """The first pass: computes everything and records the prefix on a tape."""
+class _OnTape(Intercept):
+    """A pass that shares its prefix with others through a tape."""
 
     def __init__(
         self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None, compaction: Compaction | None
@@ -91,6 +91,23 @@ class Recorder(Intercept):
         super().__init__(masks, selected, compaction)
         self.tape = tape
         self._at_first = False
+
+    def first_random(self, func: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the first random call, which may ask `once` for what no draw changes."""
+        self._at_first = True
+        result = super().call(func, args, kwargs)
+        self._at_first = False
+        return result
+
+    def once(self, compute: Callable[[], Any]) -> Any:
+        if not self._at_first:
+            return compute()
+        self._at_first = False
+        return self.tape.keep_head(compute()) if self.tape.head is None else self.tape.head
+
+
+class Recorder(_OnTape):
+    """The first pass: computes everything and records the prefix on a tape."""
 
     def call(self, func: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.tape.complete:
@@ -98,32 +115,21 @@ class Recorder(Intercept):
         if self.is_random(func):
             # A handler may turn out to draw nothing; ending the prefix there costs speed, never truth.
             self.tape.close()
-            self._at_first = True
-            result = super().call(func, args, kwargs)
-            self._at_first = False
-            return result
+            return self.first_random(func, args, kwargs)
         result = super().call(func, args, kwargs)
         self.tape.record(func, result)
         return result
 
-    def once(self, compute: Callable[[], Any]) -> Any:
-        if not self._at_first:
-            return compute()
-        self._at_first = False
-        return self.tape.keep_head(compute())
 
-
-class Player(Intercept):
+class Player(_OnTape):
     """A later pass: the prefix comes from the tape, the rest is computed."""
 
     def __init__(
         self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None, compaction: Compaction | None
     ) -> None:
-        super().__init__(masks, selected, compaction)
-        self.tape = tape
+        super().__init__(masks, tape, selected, compaction)
         self.position = 0
         self.in_prefix = True
-        self._at_first = False
 
     def call(self, func: Kernel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.in_prefix:
@@ -131,16 +137,8 @@ class Player(Intercept):
         if self.is_random(func):
             if self.position != len(self.tape.calls):
                 raise PassesDiffer("a pass reached its first random call earlier than the recorded one")
-            self.in_prefix, self._at_first = False, self.tape.head is not None
-            result = super().call(func, args, kwargs)
-            self._at_first = False
-            return result
+            self.in_prefix = False
+            return self.first_random(func, args, kwargs)
         result = self.tape.result(self.position, func)
         self.position += 1
         return result
-
-    def once(self, compute: Callable[[], Any]) -> Any:
-        if not self._at_first:
-            return compute()
-        self._at_first = False
-        return self.tape.head

@@ -13,13 +13,12 @@ from bayesguard.sampling.masks import Masks
 from bayesguard.sampling.streams import seeded_default_generators
 
 
-def silent_dropout(forward: Forward, seed: int, *, p: float | None = None) -> list[str]:
+def silent_dropout(forward: Forward, seed: int, masks: Masks) -> list[str]:
     """Return the names of dropout-like layers that run without a single random call."""
     layers = [(name, module) for name, module in forward.network.named_modules() if _is_dropout_like(module)]
     # An ordinary dropout module makes its call whatever happens.
     if all(type(module) in _KNOWN for _, module in layers):
         return []
-    masks = Masks(seed, [0], p=p)
     thread = threading.get_ident()
     silent: dict[str, bool] = {}
     started: dict[str, int] = {}

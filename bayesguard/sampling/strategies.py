@@ -51,6 +51,19 @@ class Settings:
     compile: bool = False
     graphs: dict[Any, Graph] = field(default_factory=dict, repr=False)
 
+    def masks(
+        self,
+        seed: int,
+        draws: Sequence[int],
+        layout: Sequence[BatchAxis | None] | None = None,
+        offset: int = 0,
+        **more: Any,
+    ) -> Masks:
+        """Return the masks of some draws; `more` as for `Masks`."""
+        return Masks(
+            seed, draws, layout, per_example=self.per_example, p=self.p, offset=offset, balanced=self.balanced, **more
+        )
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -168,17 +181,8 @@ class Draws:
         return torch.vmap(one, randomness="different")(*keeps)
 
     def _masks(self, draws: Sequence[int], *, late_rows: int | None = None) -> Masks:
-        wanted = self.settings
-        return Masks(
-            self.seed,
-            draws,
-            self.structure.layout,
-            per_example=wanted.per_example,
-            p=wanted.p,
-            offset=self.offset,
-            balanced=wanted.balanced,
-            late_rows=late_rows,
-            held=self._held,
+        return self.settings.masks(
+            self.seed, draws, self.structure.layout, self.offset, late_rows=late_rows, held=self._held
         )
 
     def _pass(self, mode: Intercept, draw: int, call: Callable[[], Tensor]) -> Tensor:

@@ -51,7 +51,7 @@ def optimum(logits: Tensor, labels: Tensor, weights: Tensor, lower: float, upper
 def no_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """All logits count as many, and slices are short."""
     monkeypatch.setattr(likelihood, "SMALL", 2000)
-    monkeypatch.setattr(likelihood, "_CACHED", 1 << 12)
+    monkeypatch.setattr(likelihood, "CACHED", 1 << 12)
 
 
 @pytest.mark.usefixtures("no_small")

@@ -13,6 +13,7 @@ from bayesguard.metrics.functional import inputs
 from bayesguard.metrics.functional.binned import BinnedSums, bin_index
 from bayesguard.metrics.functional.crps import crps_of
 from bayesguard.predictive import Predictive, SamplePredictive
+from bayesguard.predictive.numerics import CACHED
 
 SHAPES = [(1, 2), (37, 3), (300, 40), (5, 5000), (4, 300_000)]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -131,7 +132,7 @@ def test_sums_of_classes_are_the_definition(
     generator = torch.Generator().manual_seed(1)
     weights = torch.rand(len(probs), generator=generator, dtype=torch.float64) if weighted else None
     wanted = sums_one_by_one(probs, labels, num_bins, torch.ones(len(probs)) if weights is None else weights)
-    for cached in (inputs.CACHED, 7 * shape[1]):
+    for cached in (CACHED, 7 * shape[1]):
         monkeypatch.setattr(inputs, "CACHED", cached)
         found = BinnedSums.of_classes(probs, labels, num_bins, weights)
         for ours, theirs in zip(found.tensors(), wanted, strict=True):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import CACHED, cached_slices, group_sums
+from bayesguard.metrics.functional.inputs import cached_slices, group_sums
+from bayesguard.predictive.numerics import CACHED
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["width", "mass"]

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from bayesguard.checks import check_finite, check_shape
-from bayesguard.metrics.functional.inputs import CACHED
 from bayesguard.predictive import Predictive, SamplePredictive
-from bayesguard.predictive.numerics import as_given
+from bayesguard.predictive.numerics import CACHED, as_given
 
 
 def crps_of(pred: Predictive, targets: object) -> Tensor:

@@ -7,11 +7,8 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, bad_row, check_finite, check_labels, check_shape
 from bayesguard.errors import BadInput, BadType
+from bayesguard.predictive.numerics import BUDGET, CACHED
 
-# Elements of one float64 intermediate: 32 MB.
-BUDGET = 1 << 22
-# Elements of a slice that several reductions read in turn on a CPU: 1 MB of float32, which stays in its cache.
-CACHED = 1 << 18
 # Classes from which on NumPy's argmax of a row is the faster one.
 _LONG = 24
 
