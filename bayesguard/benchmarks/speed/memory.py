@@ -31,10 +31,10 @@ def rows(settings: Settings) -> list[Row]:
 
 def _rows_of(key: str, numbers: list[int], settings: Settings) -> list[Row]:
     repeats = 1 if settings.quick else 3
-    plain = [_in_a_process(key, 0, settings) for _ in range(repeats)]
+    plain = [measured(key, 0, settings) for _ in range(repeats)]
     found = []
     for number in numbers:
-        peaks = [_in_a_process(key, number, settings) for _ in range(repeats)]
+        peaks = [measured(key, number, settings) for _ in range(repeats)]
         spread = Spread.of(peak / max(base, 1) for peak, base in zip(peaks, plain, strict=True))
         note = f"{_median(peaks) / 2**20:.1f} MiB over {_median(plain) / 2**20:.1f} MiB; the ratio includes the N x K results"
         name = f"peak memory of predict, {RECIPES[key].title}, S={number}"
@@ -46,7 +46,8 @@ def _median(values: list[int]) -> float:
     return Spread.of(values).median
 
 
-def _in_a_process(key: str, number: int, settings: Settings) -> int:
+def measured(key: str, number: int, settings: Settings) -> int:
+    """Return `peak_bytes` of a process of its own: memory that a process has used before counts for nothing."""
     words = [key, str(number), str(settings.device), str(settings.threads), str(int(settings.quick))]
     command = [sys.executable, "-m", "bayesguard.benchmarks.speed.memory", *words]
     return int(subprocess.check_output(command, text=True, env={**os.environ, **_MALLOC}))
