@@ -18,6 +18,9 @@ from bayesguard.errors import BadInput
 from bayesguard.exponential_integral import scaled_exponential_integral
 
 
+Shape = torch.Size | list[int] | tuple[int, ...]
+
+
 class Prior(ABC):
     """A distribution of every weight by itself.
 
@@ -199,7 +202,7 @@ class HorseshoeDistribution(Distribution):
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         super().__init__(self.loc.shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "HorseshoeDistribution":
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "HorseshoeDistribution":
         return HorseshoeDistribution(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -208,8 +211,8 @@ class HorseshoeDistribution(Distribution):
         x = x.clamp_min(torch.finfo(x.dtype).tiny)
         return scaled_exponential_integral(x).log() - self.scale.log() - 1.5 * math.log(math.pi) - 0.5 * math.log(2)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        shape = self._extended_shape(sample_shape)
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:  # noqa: B008
+        shape = self._extended_shape(torch.Size(sample_shape))
         local = torch.empty(shape, dtype=self.loc.dtype, device=self.loc.device).cauchy_().abs()
         return self.loc + self.scale * local * torch.randn_like(local)
 
