@@ -4,8 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bayesguard import calibration as calibration
+from bayesguard import guides as guides
 from bayesguard import likelihoods as likelihoods
 from bayesguard import metrics as metrics
+from bayesguard import priors as priors
 from bayesguard import shift as shift
 from bayesguard.errors import BadFile as BadFile
 from bayesguard.errors import BadInput as BadInput
@@ -20,6 +22,7 @@ from bayesguard.errors import UnsupportedNetwork as UnsupportedNetwork
 from bayesguard.posteriors import DeepEnsemble as DeepEnsemble
 from bayesguard.posteriors import Deterministic as Deterministic
 from bayesguard.posteriors import MCDropout as MCDropout
+from bayesguard.posteriors import Variational as Variational
 from bayesguard.predictive import Decomposition as Decomposition
 from bayesguard.predictive import Predictive as Predictive
 from bayesguard.predictor import Predictor as Predictor

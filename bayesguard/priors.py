@@ -17,7 +17,6 @@ from torch.distributions import StudentT as StudentTDistribution
 from bayesguard.errors import BadInput
 from bayesguard.exponential_integral import scaled_exponential_integral
 
-
 Shape = torch.Size | list[int] | tuple[int, ...]
 
 

@@ -134,6 +134,7 @@ PUBLIC = [
     "Predictive",
     "Predictor",
     "RandomnessWarning",
+    "Variational",
     "UnsupportedNetwork",
 ]
 LAZY = ["compare", "evaluate", "testing", "plots", "report"]

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,22 @@ class Guide(nn.Module, ABC):
     def rsample(self, noise: Tensor) -> Tensor:
         """Return a sample of the weights `[P]`, differentiable in the means and the spread."""
         return self.weights.flatten() + self.perturb(noise)
+
+    def draw(self, generator: torch.Generator | None = None, *, opposite: bool = False) -> Tensor:
+        """Return a sample of the weights `[P]`; `opposite` for the one with the noise of the other sign.
+
+        Args:
+            generator: Where the noise comes from; None for torch's default generator.
+            opposite: Negate the noise: the antithetic sample.
+        """
+        like = self.weights.slots[0].tensor
+        noise = torch.randn(self.noise_size, dtype=like.dtype, device=like.device, generator=generator)
+        return self.rsample(-noise if opposite else noise)
+
+    @property
+    def versions(self) -> tuple[Any, ...]:
+        """What changes when a sample of the same noise would."""
+        return (*self.weights.versions, *((id(p), p._version, p.data_ptr()) for p in self.parameters()))
 
     def kl(self, prior: priors.Prior, sample: Tensor) -> Tensor:
         """Return the Kullback-Leibler divergence from the prior in nats, summed over every weight once.

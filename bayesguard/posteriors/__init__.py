@@ -3,6 +3,7 @@
 from bayesguard.posteriors.deterministic import Deterministic as Deterministic
 from bayesguard.posteriors.dropout import MCDropout as MCDropout
 from bayesguard.posteriors.ensemble import DeepEnsemble as DeepEnsemble
+from bayesguard.posteriors.variational import Variational as Variational
 
 # Found here by the contract suite, so that a new method cannot be forgotten.
-REGISTRY = {cls.__name__: cls for cls in (Deterministic, MCDropout, DeepEnsemble)}
+REGISTRY = {cls.__name__: cls for cls in (Deterministic, MCDropout, DeepEnsemble, Variational)}

@@ -20,6 +20,7 @@ MAKE: dict[str, Make] = {
     "Deterministic": lambda make, options: bg.Deterministic(make(), **options),
     "MCDropout": lambda make, options: bg.MCDropout(make(), num_samples=6, **options),
     "DeepEnsemble": lambda make, options: bg.DeepEnsemble([make() for _ in range(3)], **options),
+    "Variational": lambda make, options: bg.Variational(make(), init_scale=0.1, num_samples=6, **options),
 }
 
 

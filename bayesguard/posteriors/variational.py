@@ -1,0 +1,232 @@
+"""Variational inference: a distribution over the weights, fitted by maximising the evidence lower bound.
+
+A. Graves (2011). Practical variational inference for neural networks. NeurIPS. C. Blundell, J. Cornebise,
+K. Kavukcuoglu, D. Wierstra (2015). Weight uncertainty in neural networks. ICML.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from bayesguard.checks import check_count
+from bayesguard.errors import BadInput
+from bayesguard.guides import Guide, MeanFieldNormal, make_guide
+from bayesguard.likelihoods import Likelihood
+from bayesguard.posteriors.weight_outputs import WeightOutputs
+from bayesguard.predictor import Options, Predictor, split_inputs
+from bayesguard.priors import Prior, check_prior
+from bayesguard.sampling import Forward, stream
+from bayesguard.sampling.estimators import Estimator, Moments, check_estimator, random_weights
+from bayesguard.sampling.random_weights import RandomWeights
+from bayesguard.weights import Subset, Weights, select_weights
+
+_VALIDATION_DRAWS = 8
+
+
+class Variational(Predictor):
+    """A network with a distribution over its weights; each draw is the network under one sample of all of them.
+
+    Works on any network: calls that take a random weight are handed its sample, and the network's own parameters are
+    the posterior mean. `fit` maximises the evidence lower bound, in which the log-likelihood is scaled to the rows of
+    the data (read from the loader) and the divergence from the prior counts every weight once.
+
+    Args:
+        network: The network, trained or not; its outputs are raw. Its weights are where the means start.
+        likelihood: What the outputs say about the target; None for `likelihoods.Categorical()`.
+        prior: An object of `bayesguard.priors`; None for `priors.Normal(scale=1.0)`.
+        guide: The family of the posterior: "normal" (independent Gaussians), "low_rank", "full", "radial",
+            "matrix_normal", "delta" (the maximum a posteriori), or a factory `weights -> guides.Guide`.
+        subset_of_weights: Which weights are random: "all", "last_layer", names of parameters or modules, or a predicate
+            `(name, parameter) -> bool`. The others are trained as usual; frozen ones stay as they are.
+        estimator: How `loss` estimates the expected log-likelihood: "shared" (one sample of the weights a batch),
+            "local_reparameterisation" or "flipout" (for "normal" only).
+        init_scale: First standard deviation of each weight.
+        relative: `init_scale` is a share of each weight's size instead: for networks that are trained already.
+        kl_weight: Factor of the divergence; 1 is Bayes' rule, less a "cold" posterior.
+        kl_warmup: Steps of the optimizer over which that factor grows from 0, linearly.
+        antithetic: Draws come in pairs with opposite noise: every draw by itself is as it was, and the error of their
+            mean is smaller. False for independent draws.
+        num_samples: Draws in one prediction.
+        options: `output`, `input_key`, `target_key`, `copy`, `seed`: see `Predictor`.
+
+    Raises:
+        BadInput: A family, an estimator or a subset that is not known, or that do not go together.
+
+    Examples:
+        >>> import torch
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> predictor = Variational(network, init_scale=0.1, num_samples=20)
+        >>> pred = predictor(torch.ones(2, 4))
+        >>> pred.num_samples, bool((pred.uncertainty().epistemic > 0).all())
+        (20, True)
+    """
+
+    can_continue = True
+    steps: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        likelihood: Likelihood | None = None,
+        *,
+        prior: Prior | None = None,
+        guide: str | Callable[[Weights], Guide] = "normal",
+        subset_of_weights: Subset = "all",
+        estimator: Estimator = "shared",
+        init_scale: float = 0.01,
+        relative: bool = False,
+        kl_weight: float = 1.0,
+        kl_warmup: int = 0,
+        antithetic: bool = True,
+        num_samples: int = 32,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(network, likelihood, num_samples=num_samples, **options)
+        self.prior = check_prior(prior)
+        self.weights = Weights(self.network, select_weights(self.network, subset_of_weights))
+        check_alike(self.weights)
+        settings = {"init_scale": init_scale, "relative": relative} if isinstance(guide, str) else {}
+        self.guide = make_guide(guide, self.weights, **settings)
+        self.guide.training = False
+        self.prior.joint(self.weights.named())  # A prior that does not fit shows here and not in training.
+        self.estimator = check_estimator(estimator)
+        if self.estimator != "shared" and not isinstance(self.guide, MeanFieldNormal):
+            raise BadInput(
+                f'estimator={estimator!r} needs independent Gaussian weights, guide="normal"; with this guide use "shared"'
+            )
+        if not kl_weight >= 0:
+            raise BadInput(f"kl_weight must be 0 or more, got {kl_weight}")
+        self.kl_weight, self.kl_warmup = float(kl_weight), check_count(kl_warmup, "kl_warmup", minimum=0)
+        self.antithetic = antithetic and self.guide.noise_size > 0
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self._outputs = WeightOutputs(self.weights)
+
+    # Training.
+
+    def loss(self, inputs: Any, targets: Tensor, *, num_data: int) -> Tensor:
+        """Return minus the evidence lower bound, divided by `num_data`: an unbiased estimate from one batch, in nats.
+
+        Its random numbers come from torch's default generator. With `kl_warmup`, calls that record gradients count.
+        """
+        check_count(num_data, "num_data")
+        positional, keywords = split_inputs(inputs)
+        sample = self.guide.draw()
+        with self._training_mode(sample):
+            outputs = Forward(self.network, positional, keywords, self.output)()
+        loss = self.likelihood.loss(outputs, targets)
+        return loss + self._next_kl_weight() / num_data * self.guide.kl(self.prior, sample)
+
+    def kl_divergence(self) -> Tensor:
+        """Return the divergence of the posterior from the prior in nats, over all weights; see `Guide.kl`."""
+        return self.guide.kl(self.prior, self.guide.draw())
+
+    def _training_mode(self, sample: Tensor) -> RandomWeights:
+        tensors = self.weights.tensors()
+        samples = dict(zip(map(id, tensors), self.weights.split(sample), strict=True))
+        if self.estimator == "shared":
+            return random_weights("shared", samples)
+        stddevs = self.weights.split(self.guide.stddev())
+        moments = {id(tensor): Moments(tensor, stddev) for tensor, stddev in zip(tensors, stddevs, strict=True)}
+        return random_weights(self.estimator, samples, moments)
+
+    def _next_kl_weight(self) -> float:
+        if not self.kl_warmup:
+            return self.kl_weight
+        share = min(1.0, int(self.steps) / self.kl_warmup)
+        if self.training and torch.is_grad_enabled():
+            self.steps += 1
+        return self.kl_weight * share
+
+    def validation_loss(self, data: Any, batch_size: int | None = None) -> float:
+        """Return the mean NLL per example, in nats, of the mixture over eight draws (no calibration)."""
+        draws = min(_VALIDATION_DRAWS, self.num_samples)
+        predictive, targets = self.predict_with_targets(data, batch_size=batch_size, num_samples=draws)
+        log_prob = predictive.log_prob(targets).double()
+        return -log_prob.sum().item() / len(targets)
+
+    # Draws.
+
+    def output_chunks(
+        self,
+        *inputs: Any,
+        num_samples: int,
+        seed: int,
+        offset: int = 0,
+        first_draw: int = 0,
+        draws_per_chunk: int | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Tensor]:
+        """Yield raw outputs `[s, N, ...]` of consecutive draws from number `first_draw` on."""
+        if self.is_exact:
+            num_samples, first_draw = 1, 0
+        forward = Forward(self.network, inputs, kwargs, self.output)
+        draws = range(first_draw, first_draw + num_samples)
+        yield from self._outputs.chunks(forward, lambda draw: self._flat(seed, draw), draws, draws_per_chunk)
+
+    def predictives(self, *inputs: Any, num_samples: int, **more: Any) -> Iterator[Any]:
+        return super().predictives(*inputs, num_samples=1 if self.is_exact else num_samples, **more)
+
+    def draw(self, seed: int) -> nn.Module:
+        """Return the network under one sample of its weights."""
+        return WeightDraw(self, self._flat(seed, 0))
+
+    def weight_draws(self, num_samples: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
+        """Return samples of the random weights by name, `[S, *shape]`: those under which `draw_outputs` runs."""
+        samples, seed = self._samples(num_samples), self._seed(seed)
+        with torch.no_grad():
+            return self.weights.unflatten(torch.stack([self._flat(seed, draw) for draw in range(samples)]))
+
+    def _flat(self, seed: int, draw: int) -> Tensor:
+        """The weights of one draw `[P]`, a function of the seed and its number."""
+        key = (seed, draw, self.guide.versions)
+        return self._outputs.remembered(key, lambda: self._sample(seed, draw))
+
+    @torch.no_grad()
+    def _sample(self, seed: int, draw: int) -> Tensor:
+        pair, second = divmod(draw, 2) if self.antithetic else (draw, 0)
+        return self.guide.draw(stream(self._device, seed, "weights", pair), opposite=bool(second))
+
+    @property
+    def draws_per_block(self) -> int:
+        """Consecutive draws that share their noise: pairs, where they are antithetic."""
+        return 2 if self.antithetic else 1
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the posterior is a point."""
+        return self.guide.noise_size == 0
+
+    @property
+    def strategy(self) -> str:
+        """How the last prediction was computed."""
+        return self._outputs.strategy
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, prior={self.prior}, estimator={self.estimator!r}"
+
+
+class WeightDraw(nn.Module):
+    """The network of a predictor under given weights: deterministic and differentiable in its inputs."""
+
+    def __init__(self, predictor: Any, flat: Tensor) -> None:
+        super().__init__()
+        self.network, self.output, self.weights = predictor.network, predictor.output, predictor.weights
+        self.register_buffer("flat", flat)
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
+        forward = Forward(self.network, inputs, kwargs, self.output)
+        samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(self.flat), strict=True))
+        with RandomWeights(samples):
+            return forward()
+
+
+def check_alike(weights: Weights) -> None:
+    """Raise BadInput where random weights have several dtypes or devices, and could not be one vector."""
+    kinds = {(tensor.dtype, tensor.device) for tensor in weights.tensors()}
+    if len(kinds) > 1:
+        raise BadInput(
+            f"the random weights have several dtypes or devices ({', '.join(sorted(map(str, kinds)))}); convert the "
+            "network to one, or choose others with subset_of_weights="
+        )

@@ -1,0 +1,174 @@
+"""A network's outputs under many samples of its weights: in a loop, vectorised, or from shared features.
+
+The ways that give the loop's outputs are timed once for each kind of input, and the fastest is remembered.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bayesguard.errors import IdenticalDraws
+from bayesguard.sampling import Forward
+from bayesguard.sampling.agreement import difference
+from bayesguard.sampling.choice import fastest
+from bayesguard.sampling.random_weights import RandomWeights
+from bayesguard.weights import Weights
+
+_DRAWS_PER_CHUNK = 8
+_CACHE_BYTES = 1 << 28
+# A vectorised pass of this many weights at once is never the faster one, and only takes memory.
+_MAX_VECTORISED = 1 << 24
+
+Outputs = Callable[[Forward, Tensor], Tensor]
+
+
+class Plan(NamedTuple):
+    """Which way is used for one kind of input, and why."""
+
+    way: str
+    reason: str
+
+
+class WeightOutputs:
+    """Computes outputs `[s, N, ...]` of a network under `s` samples of its weights.
+
+    Copies and pickles are empty: what is remembered belongs to these very weights.
+
+    Args:
+        weights: The random weights of the network.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.last: Plan | None = None
+        self._plans: dict[Any, Plan] = {}
+        self._cache: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __reduce__(self) -> Any:
+        return WeightOutputs, (self.weights,)
+
+    @property
+    def strategy(self) -> str:
+        """How the last outputs were computed, and why so."""
+        return "not used yet" if self.last is None else f"{self.last.way} ({self.last.reason})"
+
+    def remembered(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """Return the weights of one draw, made once for all batches while they fit into 256 MiB."""
+        flat = self._cache.get(key)
+        if flat is None:
+            flat = make()
+            own = flat.numel() * flat.element_size()
+            while self._cache and (len(self._cache) + 1) * own > _CACHE_BYTES:
+                self._cache.popitem(last=False)
+            if own <= _CACHE_BYTES:
+                self._cache[key] = flat
+        return flat
+
+    def chunks(
+        self, forward: Forward, flat: Callable[[int], Tensor], draws: range, draws_per_chunk: int | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the outputs of consecutive draws.
+
+        Args:
+            forward: The network's call.
+            flat: The weights `[P]` of a draw by its number.
+            draws: Numbers of the draws.
+            draws_per_chunk: The most draws in a chunk; None for eight.
+
+        Raises:
+            IdenticalDraws: No call of the network takes a random weight.
+        """
+        step = min(draws_per_chunk or _DRAWS_PER_CHUNK, _DRAWS_PER_CHUNK)
+        plan, shared = None, None
+        for start in range(draws.start, draws.stop, step):
+            flats = [flat(draw) for draw in range(start, min(start + step, draws.stop))]
+            if plan is None:
+                plan = self._plan(forward, flats)
+                self.last = plan
+                shared = _head_of(forward, self.weights) if plan.way == "shared features" else None
+            yield self._run(plan.way, forward, torch.stack(flats), shared)
+
+    def _run(self, way: str, forward: Forward, flats: Tensor, shared: Forward | None) -> Tensor:
+        if way == "vectorised":
+            return torch.vmap(lambda flat: self.once(forward, flat))(flats)
+        if shared is not None:
+            return torch.vmap(lambda flat: self.once(shared, flat))(flats)
+        return torch.stack([self.once(forward, flat) for flat in flats])
+
+    def once(self, forward: Forward, flat: Tensor) -> Tensor:
+        """Return the outputs under one sample `[P]`."""
+        samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(flat), strict=True))
+        with RandomWeights(samples) as mode:
+            outputs = forward()
+        if not mode.used and forward.num_rows:
+            raise IdenticalDraws(
+                "no call of the network takes one of its random weights, so every draw would be the same: a compiled "
+                "network hides its calls (hand in the original), or the chosen weights are not used in its forward"
+            )
+        return outputs
+
+    def _plan(self, forward: Forward, flats: list[Tensor]) -> Plan:
+        key = (forward.signature, forward.num_rows.bit_length(), len(flats))
+        if key not in self._plans:
+            self._plans[key] = self._make_plan(forward, torch.stack(flats))
+        return self._plans[key]
+
+    def _make_plan(self, forward: Forward, flats: Tensor) -> Plan:
+        want = self._run("loop", forward, flats, None)
+        if len(flats) == 1 or forward.num_rows == 0:
+            return Plan("loop", "one draw at a time")
+        ways: dict[str, Callable[[], Tensor]] = {"loop": lambda: self._run("loop", forward, flats, None)}
+        reasons = []
+        for way in self._candidates(forward, flats):
+            try:
+                shared = _head_of(forward, self.weights) if way == "shared features" else None
+                why = difference(self._run(way, forward, flats, shared), want)
+            except Exception as error:  # Every network refuses in its own way; the loop goes on.
+                why = str(error).strip().partition("\n")[0]
+            if why:
+                reasons.append(f"{way}: {why}")
+            else:
+                ways[way] = lambda way=way: self._timed(way, forward, flats)  # type: ignore[misc]
+        if len(ways) == 1:
+            return Plan("loop", "; ".join(reasons) or "the only way that is exact")
+        choice = fastest(ways, flats.device)
+        return Plan(choice.winner, f"measured: {choice}")
+
+    def _timed(self, way: str, forward: Forward, flats: Tensor) -> Tensor:
+        shared = _head_of(forward, self.weights) if way == "shared features" else None
+        return self._run(way, forward, flats, shared)
+
+    def _candidates(self, forward: Forward, flats: Tensor) -> list[str]:
+        found = []
+        if _head_of(forward, self.weights) is not None:
+            found.append("shared features")
+        if flats.numel() <= _MAX_VECTORISED:
+            found.append("vectorised")
+        return found
+
+
+def _head_of(forward: Forward, weights: Weights) -> Forward | None:
+    """Return the call of the last layer alone on its features, where that is all that the random weights are in.
+
+    The output of the network has to be the layer's own output, the very tensor.
+    """
+    owners = {id(slot.owner): slot.owner for slot in weights.slots}
+    if len(owners) != 1:
+        return None
+    layer = next(iter(owners.values()))
+    calls: list[tuple[Any, Any, Any]] = []
+    hook = layer.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
+    )
+    try:
+        outputs = forward()
+    finally:
+        hook.remove()
+    if len(calls) != 1 or calls[0][2] is not outputs or not isinstance(layer, nn.Linear):
+        return None
+    args, kwargs, _ = calls[0]
+    head = Forward(layer, args, kwargs, None)
+    return head if head.num_rows == forward.num_rows else None
