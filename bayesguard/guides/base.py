@@ -70,6 +70,11 @@ class Guide(nn.Module, ABC):
         noise = torch.randn(self.noise_size, dtype=like.dtype, device=like.device, generator=generator)
         return self.rsample(-noise if opposite else noise)
 
+    def draw_with_kl(self, prior: priors.Prior) -> tuple[Tensor, Tensor]:
+        """Return a sample from torch's default generator, and the divergence from the prior estimated with it."""
+        sample = self.draw()
+        return sample, self.kl(prior, sample)
+
     @property
     def versions(self) -> tuple[Any, ...]:
         """What changes when a sample of the same noise would."""

@@ -1,10 +1,13 @@
 """Independent Gaussians, one for each weight."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from bayesguard import priors
 from bayesguard.guides.base import LOG_2_PI, Guide, log_initial_scales
+from bayesguard.guides.fused import GaussianFactors, SampleAndDivergence, gaussian_factors
 from bayesguard.weights import Weights
 
 
@@ -20,9 +23,26 @@ class MeanFieldNormal(Guide):
     def __init__(self, weights: Weights, init_scale: float = 0.01, *, relative: bool = False) -> None:
         super().__init__(weights)
         self.log_scale = nn.Parameter(log_initial_scales(weights, init_scale, relative))
+        self._remembered: tuple[Any, GaussianFactors | None] | None = None
 
     def perturb(self, noise: Tensor) -> Tensor:
         return self.log_scale.exp() * noise
+
+    def draw_with_kl(self, prior: priors.Prior) -> tuple[Tensor, Tensor]:
+        factors = self._factors_of(prior)
+        if factors is None:
+            return super().draw_with_kl(prior)
+        noise = torch.randn_like(self.log_scale)
+        arguments = (self.weights.flatten(), self.log_scale, noise, factors.loc, factors.precision)
+        sample, divergence = SampleAndDivergence.apply(*arguments)  # type: ignore[no-untyped-call]
+        return sample, divergence + factors.constant
+
+    def _factors_of(self, prior: priors.Prior) -> GaussianFactors | None:
+        """What a Gaussian prior is made of, looked at once for each prior and device; None for another prior."""
+        key = (prior, self.log_scale.device, self.log_scale.dtype)
+        if self._remembered is None or self._remembered[0] != key:
+            self._remembered = key, gaussian_factors(prior, self.weights)
+        return self._remembered[1]
 
     def entropy(self) -> Tensor:
         return self.log_scale.sum() + self.weights.size * (LOG_2_PI + 1) / 2

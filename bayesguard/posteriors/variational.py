@@ -112,15 +112,15 @@ class Variational(Predictor):
         """
         check_count(num_data, "num_data")
         positional, keywords = split_inputs(inputs)
-        sample = self.guide.draw()
+        sample, divergence = self.guide.draw_with_kl(self.prior)
         with self._training_mode(sample):
             outputs = Forward(self.network, positional, keywords, self.output)()
         loss = self.likelihood.loss(outputs, targets)
-        return loss + self._next_kl_weight() / num_data * self.guide.kl(self.prior, sample)
+        return loss + self._next_kl_weight() / num_data * divergence
 
     def kl_divergence(self) -> Tensor:
         """Return the divergence of the posterior from the prior in nats, over all weights; see `Guide.kl`."""
-        return self.guide.kl(self.prior, self.guide.draw())
+        return self.guide.draw_with_kl(self.prior)[1]
 
     def _training_mode(self, sample: Tensor) -> RandomWeights:
         tensors = self.weights.tensors()
