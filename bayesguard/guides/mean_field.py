@@ -73,7 +73,8 @@ class Radial(Guide):
 
     def perturb(self, noise: Tensor) -> Tensor:
         size = self.weights.size
-        directions, radii = noise[:size], noise[size:]
+        # A distance has no sign: with one, the opposite noise would be the same sample.
+        directions, radii = noise[:size], noise[size:].abs()
         parts = [part.reshape(-1) for part in self.weights.split(directions)]
         rays = [part / part.norm() * radius for part, radius in zip(parts, radii, strict=True)]
         return self.log_scale.exp() * torch.cat(rays)

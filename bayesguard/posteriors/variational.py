@@ -134,8 +134,8 @@ class Variational(Predictor):
     def _next_kl_weight(self) -> float:
         if not self.kl_warmup:
             return self.kl_weight
-        share = min(1.0, int(self.steps) / self.kl_warmup)
-        if self.training and torch.is_grad_enabled():
+        share = int(self.steps) / self.kl_warmup
+        if share < 1 and self.training and torch.is_grad_enabled():
             self.steps += 1
         return self.kl_weight * share
 
