@@ -113,7 +113,7 @@ def test_fit_learns_and_says_the_spread() -> None:
     history = predictor.fit(
         (X, Y), epochs=60, validation=(X, Y), optimizer=partial(torch.optim.Adam, lr=0.02), batch_size=20
     )
-    losses = [epoch.loss for epoch in history.epochs]
+    losses = [epoch.train_loss for epoch in history.epochs]
     assert losses[-1] < losses[0]
     far, near = predictor(50 * X).uncertainty().epistemic.mean(), predictor(X).uncertainty().epistemic.mean()
     assert far > 0
