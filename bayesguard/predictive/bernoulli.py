@@ -82,7 +82,7 @@ class BernoulliPredictive(PooledPredictive):
     @property
     def logits(self) -> Tensor:
         """Log-odds of yes under the mixture, `[N, ...]`."""
-        log_probs = self._moments.log_probs
+        log_probs = self._log_probs
         return log_probs[..., 1] - log_probs[..., 0]
 
     @property
@@ -116,7 +116,7 @@ class BernoulliPredictive(PooledPredictive):
     def log_prob(self, value: object) -> Tensor:
         """Return the log-probability in nats of answers `[N, ...]`: 0 and 1 of any dtype, or bool."""
         answers = check_answers(as_given(value, "value"), self.batch_shape, "value").to(self.device)
-        return self._moments.log_probs.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
+        return self._log_probs.gather(-1, answers.unsqueeze(-1)).squeeze(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Return 0 and 1 in the predictive's dtype, `[2, 1, ...]`, or `[2, N, ...]` with `expand`."""

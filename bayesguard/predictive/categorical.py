@@ -95,7 +95,7 @@ class CategoricalPredictive(PooledPredictive):
     @property
     def logits(self) -> Tensor:
         """Log-probabilities of the mixture, `[N, ..., K]`."""
-        return self._moments.log_probs
+        return self._log_probs
 
     @property
     def probs(self) -> Tensor:

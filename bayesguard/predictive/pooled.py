@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -42,15 +43,19 @@ def entropy_of(log_probs: Tensor) -> Tensor:
     return torch.special.entr(log_probs.exp()).sum(-1)
 
 
-def moments_of(log_probs: Tensor, weights: Tensor, groups: Groups = None) -> Moments:
-    """Return the moments of float64 log-probabilities `[S, N, ..., K]` under weights `[S]`.
+class Mixture(NamedTuple):
+    """Draws and what they pool to: probabilities and their logarithms `[S, N, ..., K]`, log-probabilities `[N, ..., K]`."""
+
+    probs: Tensor
+    log_probs: Tensor
+    pooled: Tensor
+
+
+def mixture_of(log_probs: Tensor, weights: Tensor) -> Mixture:
+    """Return the mixture of float64 log-probabilities `[S, N, ..., K]` under weights `[S]`.
 
     Rows are normalised here: their sums may be off by float32 rounding.
     """
-    if len(log_probs) == 1:
-        pooled = log_probs[0].log_softmax(-1)
-        return Moments(pooled, torch.zeros_like(pooled[..., 0]), torch.zeros_like(pooled))
-    share = weights.reshape(-1, *[1] * (log_probs.dim() - 1))
     # One exponential for each number: everything else is sums and products of it.
     probs = log_probs.exp()
     totals = probs.sum(-1, keepdim=True)
@@ -59,7 +64,22 @@ def moments_of(log_probs: Tensor, weights: Tensor, groups: Groups = None) -> Mom
     mean = torch.tensordot(weights, probs, dims=1)
     pooled = mean.clamp_min(_UNDERFLOW).log()
     if mean.is_cuda or bool((mean < _UNDERFLOW).any()):  # on CUDA a look would wait for the device
+        share = weights.reshape(-1, *[1] * (log_probs.dim() - 1))
         pooled = torch.where(mean < _UNDERFLOW, (log_probs + share.log()).logsumexp(0), pooled)
+    return Mixture(probs, log_probs, pooled)
+
+
+def pooled_of(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """Return the log-probabilities of the mixture alone, `[N, ..., K]`: bit for bit those of `moments_of`."""
+    return log_probs[0].log_softmax(-1) if len(log_probs) == 1 else mixture_of(log_probs, weights).pooled
+
+
+def moments_of(log_probs: Tensor, weights: Tensor, groups: Groups = None) -> Moments:
+    """Return the moments of float64 log-probabilities `[S, N, ..., K]` under weights `[S]`."""
+    if len(log_probs) == 1:
+        pooled = log_probs[0].log_softmax(-1)
+        return Moments(pooled, torch.zeros_like(pooled[..., 0]), torch.zeros_like(pooled))
+    probs, log_probs, pooled = mixture_of(log_probs, weights)
     variance = variance_between(probs, weights, groups)
     # A class of probability zero adds nothing, however far down its logarithm is.
     expected = -torch.tensordot(weights, (probs * log_probs.clamp_min(_FAR_DOWN)).sum(-1), dims=1)
@@ -128,11 +148,23 @@ class PooledPredictive(Predictive):
                     "cannot be mixed; predict with num_samples= instead"
                 )
             return Moments(*(wide(tensor) for tensor in self._moments.tensors()))
-        cost = 4 * self._draws[:, :1].numel() * (2 - self._num_class_axes)
-        parts = [moments_of(self._draw_log_probs(rows), self.weights, self.groups) for rows in slices(len(self), cost)]
+        parts = [moments_of(self._draw_log_probs(rows), self.weights, self.groups) for rows in self._slices()]
         return (
             parts[0] if len(parts) == 1 else Moments(*map(torch.cat, zip(*(p.tensors() for p in parts), strict=True)))
         )
+
+    def _slices(self) -> Iterable[slice]:
+        """Cut the examples so that a part's working copies are small."""
+        assert self._draws is not None
+        return slices(len(self), 4 * self._draws[:, :1].numel() * (2 - self._num_class_axes))
+
+    @cached_property
+    def _log_probs(self) -> Tensor:
+        """Log-probabilities of the mixture; what the draws disagree about is left until somebody asks."""
+        if self._draws is None or "_moments" in self.__dict__:
+            return self._moments.log_probs
+        parts = [pooled_of(self._draw_log_probs(rows), self.weights) for rows in self._slices()]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self.dtype)
 
     @cached_property
     def _moments(self) -> Moments:
@@ -178,7 +210,7 @@ class PooledPredictive(Predictive):
     @property
     def _class_probs(self) -> Tensor:
         # Normalised once more: rounding log-probabilities to float32 moves the sum of 1,000 equal classes by 2e-7.
-        return self._moments.log_probs.softmax(-1)
+        return self._log_probs.softmax(-1)
 
     @property
     def labels(self) -> Tensor:
