@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from bayesguard import calibration as calibration
 from bayesguard import guides as guides
+from bayesguard import layers as layers
 from bayesguard import likelihoods as likelihoods
 from bayesguard import metrics as metrics
 from bayesguard import priors as priors

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
 from bayesguard.guides import Guide, MeanFieldNormal, make_guide
+from bayesguard.layers import bayesian_layers
 from bayesguard.likelihoods import Likelihood
 from bayesguard.posteriors.weight_outputs import WeightOutputs
 from bayesguard.predictor import Options, Predictor, split_inputs
@@ -85,6 +86,11 @@ class Variational(Predictor):
     ) -> None:
         super().__init__(network, likelihood, num_samples=num_samples, **options)
         self.prior = check_prior(prior)
+        if bayesian_layers(self.network):
+            raise BadInput(
+                "the network has Bayesian layers, whose weights are random already: train it in a loop of your own with "
+                "bayesguard.layers.kl_divergence, or hand in the network of plain layers"
+            )
         self.weights = Weights(self.network, select_weights(self.network, subset_of_weights))
         check_alike(self.weights)
         settings = {"init_scale": init_scale, "relative": relative} if isinstance(guide, str) else {}
