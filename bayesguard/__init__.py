@@ -16,10 +16,13 @@ from bayesguard.errors import BadType as BadType
 from bayesguard.errors import BayesguardError as BayesguardError
 from bayesguard.errors import BayesguardWarning as BayesguardWarning
 from bayesguard.errors import CalibrationWarning as CalibrationWarning
+from bayesguard.errors import ConvergenceWarning as ConvergenceWarning
 from bayesguard.errors import IdenticalDraws as IdenticalDraws
 from bayesguard.errors import NotFitted as NotFitted
 from bayesguard.errors import RandomnessWarning as RandomnessWarning
 from bayesguard.errors import UnsupportedNetwork as UnsupportedNetwork
+from bayesguard.posteriors import HMC as HMC
+from bayesguard.posteriors import NUTS as NUTS
 from bayesguard.posteriors import DeepEnsemble as DeepEnsemble
 from bayesguard.posteriors import Deterministic as Deterministic
 from bayesguard.posteriors import MCDropout as MCDropout

@@ -37,5 +37,9 @@ class CalibrationWarning(BayesguardWarning):
     """A calibrator stopped at a bound, or had too little data to be trusted."""
 
 
+class ConvergenceWarning(BayesguardWarning):
+    """Markov chains disagree, so that their draws may not be from the posterior."""
+
+
 class RandomnessWarning(BayesguardWarning):
     """A network is random where it should not be, or not random where it should be."""

@@ -21,7 +21,7 @@ LEVELS = [
     {"guides"},
     {"layers"},
     {"data", "calibration", "metrics"},
-    {"adaptive", "adversarial", "checkpoint", "history", "results", "training_setup", "transfer"},
+    {"pyro_scope", "adaptive", "adversarial", "checkpoint", "history", "results", "training_setup", "transfer"},
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},
@@ -134,6 +134,9 @@ PUBLIC = [
     "Predictive",
     "Predictor",
     "RandomnessWarning",
+    "ConvergenceWarning",
+    "NUTS",
+    "HMC",
     "Variational",
     "UnsupportedNetwork",
 ]

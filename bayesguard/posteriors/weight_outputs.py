@@ -88,7 +88,7 @@ class WeightOutputs:
             if plan is None:
                 plan = self._plan(forward, flats)
                 self.last = plan
-                shared = _head_of(forward, self.weights) if plan.way == "shared features" else None
+                shared = head_of(forward, self.weights) if plan.way == "shared features" else None
             yield self._run(plan.way, forward, torch.stack(flats), shared)
 
     def _run(self, way: str, forward: Forward, flats: Tensor, shared: Forward | None) -> Tensor:
@@ -124,7 +124,7 @@ class WeightOutputs:
         reasons = []
         for way in self._candidates(forward, flats):
             try:
-                shared = _head_of(forward, self.weights) if way == "shared features" else None
+                shared = head_of(forward, self.weights) if way == "shared features" else None
                 why = difference(self._run(way, forward, flats, shared), want)
             except Exception as error:  # Every network refuses in its own way; the loop goes on.
                 why = str(error).strip().partition("\n")[0]
@@ -138,19 +138,19 @@ class WeightOutputs:
         return Plan(choice.winner, f"measured: {choice}")
 
     def _timed(self, way: str, forward: Forward, flats: Tensor) -> Tensor:
-        shared = _head_of(forward, self.weights) if way == "shared features" else None
+        shared = head_of(forward, self.weights) if way == "shared features" else None
         return self._run(way, forward, flats, shared)
 
     def _candidates(self, forward: Forward, flats: Tensor) -> list[str]:
         found = []
-        if _head_of(forward, self.weights) is not None:
+        if head_of(forward, self.weights) is not None:
             found.append("shared features")
         if flats.numel() <= _MAX_VECTORISED:
             found.append("vectorised")
         return found
 
 
-def _head_of(forward: Forward, weights: Weights) -> Forward | None:
+def head_of(forward: Forward, weights: Weights) -> Forward | None:
     """Return the call of the last layer alone on its features, where that is all that the random weights are in.
 
     The output of the network has to be the layer's own output, the very tensor.

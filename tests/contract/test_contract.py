@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.posteriors import REGISTRY
+from bayesguard.posteriors.mcmc import MarkovChains
 from bayesguard.predictor import Predictor
 from bayesguard.testing import CHECKS, check_predictor
 from tests.networks import Attention, FunctionalDropout, Recurrent, Residual, Transformer, mlp
@@ -21,7 +22,18 @@ MAKE: dict[str, Make] = {
     "MCDropout": lambda make, options: bg.MCDropout(make(), num_samples=6, **options),
     "DeepEnsemble": lambda make, options: bg.DeepEnsemble([make() for _ in range(3)], **options),
     "Variational": lambda make, options: bg.Variational(make(), init_scale=0.1, num_samples=6, **options),
+    "NUTS": lambda make, options: sampled(bg.NUTS, make, options),
+    "HMC": lambda make, options: sampled(bg.HMC, make, options),
 }
+
+
+def sampled(kind: type[MarkovChains], make: Callable[[], nn.Module], options: dict[str, Any]) -> MarkovChains:
+    """A sampler with two chains of states around the network's weights, of no chain at all."""
+    predictor = kind(make(), num_samples=8, **options)
+    weights = predictor.weights.flatten().detach()
+    noise = torch.randn(2, 20, len(weights), dtype=weights.dtype, generator=torch.Generator().manual_seed(0))
+    predictor.set_draws(weights + 0.1 * noise)
+    return predictor
 
 
 class Keyword(nn.Module):
