@@ -194,6 +194,21 @@ class Predictor(nn.Module, ABC):
         """Whether the draws are the whole posterior, so that predictions carry no Monte-Carlo error."""
         return False
 
+    @property
+    def num_chains(self) -> int:
+        """How many chains, members or seeds the draws come from, one after another."""
+        return 1
+
+    def weight_draws(self, num_samples: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
+        """Return the weights of each draw by name, `[S, *shape]`; nothing for methods that do not sample weights."""
+        return {}
+
+    def to_inference_data(self, data: Any, **settings: Any) -> Any:
+        """Return draws, log-likelihoods and data for ArviZ; see `bayesguard.inference_data.to_inference_data`."""
+        from bayesguard.inference_data import to_inference_data
+
+        return to_inference_data(self, data, **settings)
+
     def predict(
         self,
         data: Any,

@@ -176,6 +176,19 @@ class DeepEnsemble(Predictor):
             return super()._answer(inputs, kwargs, draws, offset)
         return collect(self._parts_of(members, outputs), draws.keep)
 
+    @property
+    def num_chains(self) -> int:
+        """The number of members."""
+        return len(self.members)
+
+    def weight_draws(self, num_samples: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
+        """Return the members' parameters by name, `[M, *shape]`; nothing where they differ, or are random themselves."""
+        named = [dict(member.network.named_parameters()) for member in self.members]
+        shapes = [{name: p.shape for name, p in own.items()} for own in named]
+        if any(not member.is_exact for member in self.members) or any(own != shapes[0] for own in shapes):
+            return {}
+        return {name: torch.stack([own[name].detach() for own in named]) for name in named[0]}
+
     def draw(self, seed: int) -> nn.Module:
         """Return one function of one member, both chosen by the seed."""
         index = derive_seed(seed, "which member") % len(self.members)
