@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from bayesguard.errors import BayesguardError
 from bayesguard.predictive import CategoricalPredictive, Predictive
 from bayesguard.predictor import Predictor, split_inputs
+from bayesguard.simulation_based_calibration import simulation_based_calibration as simulation_based_calibration
 
 
 class Case(NamedTuple):

@@ -23,6 +23,7 @@ LEVELS = [
     {"data", "calibration", "metrics"},
     {
         "pyro_scope",
+        "simulation_based_calibration",
         "inference_data",
         "adaptive",
         "adversarial",
