@@ -37,11 +37,19 @@ if TYPE_CHECKING:
     from bayesguard import testing as testing
     from bayesguard.comparison import compare as compare
     from bayesguard.evaluation import evaluate as evaluate
+    from bayesguard.stacking import stack as stack
 
 __version__ = "0.1.0.dev0"
 
 # Needed after training only, and not by everybody: loaded at first use.
-_LAZY = {"evaluate": "evaluation", "compare": "comparison", "plots": "", "report": "", "testing": ""}
+_LAZY = {
+    "evaluate": "evaluation",
+    "compare": "comparison",
+    "stack": "stacking",
+    "plots": "",
+    "report": "",
+    "testing": "",
+}
 
 
 def __getattr__(name: str) -> Any:

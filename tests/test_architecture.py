@@ -150,7 +150,7 @@ PUBLIC = [
     "Variational",
     "UnsupportedNetwork",
 ]
-LAZY = ["compare", "evaluate", "testing", "plots", "report"]
+LAZY = ["compare", "stack", "evaluate", "testing", "plots", "report"]
 SUBMODULES = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
 
 
