@@ -17,6 +17,7 @@ from bayesguard.calibration import Calibrator, TemperatureScaling
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, batches, count_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
+from bayesguard.layers import BayesianLayer
 from bayesguard.likelihoods import Categorical, Likelihood
 from bayesguard.predictive import Gathering, Predictive
 from bayesguard.predictive.groups import blocks
@@ -57,9 +58,11 @@ class Predictor(nn.Module, ABC):
     Attributes:
         can_continue: Whether `output_chunks` takes `first_draw` and `draws_per_chunk`, so that draws can go on where
             they ended.
+        takes_bayesian_layers: Whether the method takes networks of `bayesguard.layers`.
     """
 
     can_continue: ClassVar[bool] = False
+    takes_bayesian_layers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -74,6 +77,8 @@ class Predictor(nn.Module, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not self.takes_bayesian_layers:
+            _refuse_bayesian_layers(network, type(self).__name__)
         self.network = own_network(network, copy=copy)
         self.likelihood = deepcopy(check_likelihood(likelihood))
         self.num_samples = check_count(num_samples, "num_samples")
@@ -507,6 +512,19 @@ def check_evaluating(network: nn.Module) -> None:
             )
         seen.add(module)
         pending.extend(part for part in module._modules.values() if part is not None and part not in seen)
+
+
+def _refuse_bayesian_layers(network: nn.Module, method: str) -> None:
+    """Raise BadInput where layers would draw weights anew at each call, unknown to the method."""
+    if isinstance(network, Predictor):
+        return
+    if isinstance(network, BayesianLayer):
+        raise BadInput(
+            f"the network has Bayesian layers, which draw their weights at each call: {method} does not know of that. Use "
+            "bayesguard.Variational(network), which takes them, or the network of plain layers"
+        )
+    for child in network.children():
+        _refuse_bayesian_layers(child, method)
 
 
 def check_likelihood(likelihood: object) -> Likelihood:

@@ -12,6 +12,8 @@ from bayesguard.layers.base import fixed_draw as fixed_draw
 from bayesguard.layers.base import kl_divergence as kl_divergence
 from bayesguard.layers.convert import Conversion as Conversion
 from bayesguard.layers.convert import convert as convert
+from bayesguard.layers.joined import LayerPosteriors as LayerPosteriors
+from bayesguard.layers.joined import LayerPriors as LayerPriors
 from bayesguard.layers.torch_layers import GRU as GRU
 from bayesguard.layers.torch_layers import LSTM as LSTM
 from bayesguard.layers.torch_layers import Conv1d as Conv1d

@@ -6,8 +6,7 @@ Each takes `prior` (`priors.Normal(1.0)`), `posterior` (a family of `guides.FAMI
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bayesguard.errors import BadInput
 from bayesguard.layers.base import BayesianLayer
@@ -66,17 +65,9 @@ class ConvTranspose2d(_Layer, nn.ConvTranspose2d):
 
 
 class Embedding(_Layer, nn.Embedding):
-    """`torch.nn.Embedding` with a distribution over its table."""
+    """`torch.nn.Embedding` with a distribution over its table; the row of `padding_idx` is never random."""
 
     only_shared = True
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the rows of a sampled table `[..., D]`; the row of `padding_idx` is never random."""
-        rows: Tensor = super().forward(input)
-        if self.padding_idx is None:
-            return rows
-        padding = (input == self.padding_idx).unsqueeze(-1)
-        return torch.where(padding, self.weight[self.padding_idx].detach(), rows)
 
 
 class LSTM(_Layer, nn.LSTM):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
 from bayesguard.guides import Guide, MeanFieldNormal, make_guide
-from bayesguard.layers import bayesian_layers
+from bayesguard.layers import LayerPosteriors, LayerPriors, at_mean, bayesian_layers
 from bayesguard.likelihoods import Likelihood
 from bayesguard.posteriors.weight_outputs import WeightOutputs
 from bayesguard.predictor import Options, Predictor, split_inputs
@@ -34,7 +34,9 @@ class Variational(Predictor):
     the data (read from the loader) and the divergence from the prior counts every weight once.
 
     Args:
-        network: The network, trained or not; its outputs are raw. Its weights are where the means start.
+        network: The network, trained or not; its outputs are raw. Its weights are where the means start. Where it has
+            Bayesian layers (`bayesguard.layers`), their posteriors are this predictor's, their weights the random ones,
+            and `prior`, `guide`, `subset_of_weights`, `estimator`, `init_scale` and `relative` are left to them.
         likelihood: What the outputs say about the target; None for `likelihoods.Categorical()`.
         prior: An object of `bayesguard.priors`; None for `priors.Normal(scale=1.0)`.
         guide: The family of the posterior: "normal" (independent Gaussians), "low_rank", "full", "radial",
@@ -65,6 +67,7 @@ class Variational(Predictor):
     """
 
     can_continue = True
+    takes_bayesian_layers = True
     steps: Tensor
 
     def __init__(
@@ -85,19 +88,22 @@ class Variational(Predictor):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(network, likelihood, num_samples=num_samples, **options)
-        self.prior = check_prior(prior)
-        if bayesian_layers(self.network):
-            raise BadInput(
-                "the network has Bayesian layers, whose weights are random already: train it in a loop of your own with "
-                "bayesguard.layers.kl_divergence, or hand in the network of plain layers"
-            )
-        self.weights = Weights(self.network, select_weights(self.network, subset_of_weights))
-        check_alike(self.weights)
-        settings = {"init_scale": init_scale, "relative": relative} if isinstance(guide, str) else {}
-        self.guide = make_guide(guide, self.weights, **settings)
-        self.guide.training = False
-        self.prior.joint(self.weights.named())  # A prior that does not fit shows here and not in training.
         self.estimator = check_estimator(estimator)
+        self.prior: Prior
+        self.guide: Guide
+        if bayesian_layers(self.network):
+            given = {"prior": prior, "guide": guide, "subset_of_weights": subset_of_weights, "estimator": estimator}
+            _check_left_alone({**given, "init_scale": init_scale, "relative": relative})
+            self.guide, self.prior = LayerPosteriors(self.network), LayerPriors(self.network)
+            self.weights = self.guide.weights
+        else:
+            self.prior = check_prior(prior)
+            self.weights = Weights(self.network, select_weights(self.network, subset_of_weights))
+            self.prior.joint(self.weights.named())  # A prior that does not fit shows here and not in training.
+            settings = {"init_scale": init_scale, "relative": relative} if isinstance(guide, str) else {}
+            self.guide = make_guide(guide, self.weights, **settings)
+        check_alike(self.weights)
+        self.guide.training = False
         if self.estimator != "shared" and not isinstance(self.guide, MeanFieldNormal):
             raise BadInput(
                 f'estimator={estimator!r} needs independent Gaussian weights, guide="normal"; with this guide use "shared"'
@@ -118,9 +124,14 @@ class Variational(Predictor):
         """
         check_count(num_data, "num_data")
         positional, keywords = split_inputs(inputs)
-        sample, divergence = self.guide.draw_with_kl(self.prior)
-        with self._training_mode(sample):
-            outputs = Forward(self.network, positional, keywords, self.output)()
+        forward = Forward(self.network, positional, keywords, self.output)
+        if isinstance(self.guide, LayerPosteriors):
+            # The layers draw for themselves, each with the estimator that it was made with.
+            outputs, divergence = forward(), self.kl_divergence()
+        else:
+            sample, divergence = self.guide.draw_with_kl(self.prior)
+            with self._training_mode(sample):
+                outputs = forward()
         loss = self.likelihood.loss(outputs, targets)
         return loss + self._next_kl_weight() / num_data * divergence
 
@@ -224,8 +235,27 @@ class WeightDraw(nn.Module):
     def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
         forward = Forward(self.network, inputs, kwargs, self.output)
         samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(self.flat), strict=True))
-        with RandomWeights(samples):
+        with at_mean(), RandomWeights(samples):
             return forward()
+
+
+_OF_LAYERS = {
+    "guide": "normal",
+    "subset_of_weights": "all",
+    "estimator": "shared",
+    "init_scale": 0.01,
+    "relative": False,
+}
+
+
+def _check_left_alone(given: dict[str, Any]) -> None:
+    """Raise BadInput where an argument would silently do nothing, because the network's layers have it already."""
+    changed = [name for name, value in given.items() if value is not None and value != _OF_LAYERS.get(name)]
+    if changed:
+        raise BadInput(
+            f"the network has Bayesian layers, which have their own {', '.join(changed)}: leave it out here and give it to "
+            "the layers, or hand in the network of plain layers"
+        )
 
 
 def check_alike(weights: Weights) -> None:

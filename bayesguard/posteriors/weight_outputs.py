@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesguard.errors import IdenticalDraws
+from bayesguard.layers import at_mean
 from bayesguard.sampling import Forward
 from bayesguard.sampling.agreement import difference
 from bayesguard.sampling.choice import fastest
@@ -101,7 +102,7 @@ class WeightOutputs:
     def once(self, forward: Forward, flat: Tensor) -> Tensor:
         """Return the outputs under one sample `[P]`."""
         samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(flat), strict=True))
-        with RandomWeights(samples) as mode:
+        with at_mean(), RandomWeights(samples) as mode:
             outputs = forward()
         if not mode.used and forward.num_rows:
             raise IdenticalDraws(
@@ -164,7 +165,8 @@ def head_of(forward: Forward, weights: Weights) -> Forward | None:
         lambda module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
     )
     try:
-        outputs = forward()
+        with at_mean():
+            outputs = forward()
     finally:
         hook.remove()
     if len(calls) != 1 or calls[0][2] is not outputs or not isinstance(layer, nn.Linear):

@@ -5,8 +5,10 @@ that any network works, tied parameters stay tied, and autocast caches nothing.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -40,6 +42,9 @@ class RandomWeights(TorchFunctionMode):
             if result is not NotImplemented:
                 self.used = True
                 return result
+        if func is F.embedding and (padding := _padding(*args, **kwargs)) is not None:
+            rows = func(*map(self._replaced, args), **{name: self._replaced(value) for name, value in kwargs.items()})
+            return torch.where(padding.mask.unsqueeze(-1), padding.row, rows)
         args = tuple(self._replaced(value) for value in args)
         if kwargs:
             kwargs = {name: self._replaced(value) for name, value in kwargs.items()}
@@ -56,3 +61,20 @@ class RandomWeights(TorchFunctionMode):
         if type(value) in (list, tuple) and value and isinstance(value[0], Tensor):
             return type(value)(self._replaced(item) for item in value)
         return value
+
+
+class _Padding(NamedTuple):
+    """Which places of an embedding's input are padding, and the fixed row that stands for them."""
+
+    mask: Tensor
+    row: Tensor
+
+
+def _padding(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, *more: Any, **kwargs: Any
+) -> _Padding | None:
+    """The padding row of a table is never trained, so that a distribution over it would be the prior's noise."""
+    if padding_idx is None:
+        return None
+    index = padding_idx % len(weight)
+    return _Padding(input == index, weight[index].detach())

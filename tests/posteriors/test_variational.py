@@ -235,11 +235,6 @@ def test_what_is_refused(settings: dict[str, Any], message: str) -> None:
         bg.Variational(network(), **settings)
 
 
-def test_bayesian_layers_are_refused() -> None:
-    with pytest.raises(BadInput, match="random already"):
-        bg.Variational(nn.Sequential(bg.layers.Linear(4, 3)))
-
-
 def test_mixed_dtypes_are_refused() -> None:
     module = network()
     module.get_submodule("2").double()
