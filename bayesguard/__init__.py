@@ -26,6 +26,7 @@ from bayesguard.posteriors import NUTS as NUTS
 from bayesguard.posteriors import DeepEnsemble as DeepEnsemble
 from bayesguard.posteriors import Deterministic as Deterministic
 from bayesguard.posteriors import MCDropout as MCDropout
+from bayesguard.posteriors import PyroPredictor as PyroPredictor
 from bayesguard.posteriors import Variational as Variational
 from bayesguard.predictive import Decomposition as Decomposition
 from bayesguard.predictive import Predictive as Predictive

@@ -147,6 +147,7 @@ PUBLIC = [
     "ConvergenceWarning",
     "NUTS",
     "HMC",
+    "PyroPredictor",
     "Variational",
     "UnsupportedNetwork",
 ]

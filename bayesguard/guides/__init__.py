@@ -8,6 +8,7 @@ from bayesguard.guides.base import Guide as Guide
 from bayesguard.guides.correlated import FullNormal as FullNormal
 from bayesguard.guides.correlated import LowRankNormal as LowRankNormal
 from bayesguard.guides.correlated import MatrixNormal as MatrixNormal
+from bayesguard.guides.flow import InverseAutoregressive as InverseAutoregressive
 from bayesguard.guides.mean_field import Delta as Delta
 from bayesguard.guides.mean_field import MeanFieldNormal as MeanFieldNormal
 from bayesguard.guides.mean_field import Radial as Radial
@@ -20,6 +21,7 @@ FAMILIES: dict[str, Callable[..., Guide]] = {
     "full": FullNormal,
     "radial": Radial,
     "matrix_normal": MatrixNormal,
+    "flow": InverseAutoregressive,
     "delta": Delta,
 }
 

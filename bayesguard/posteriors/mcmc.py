@@ -18,7 +18,8 @@ from bayesguard.errors import BadInput, ConvergenceWarning, NotFitted
 from bayesguard.likelihoods import Likelihood
 from bayesguard.posteriors.variational import WeightDraw, check_alike
 from bayesguard.posteriors.weight_outputs import WeightOutputs, head_of
-from bayesguard.predictor import Options, Predictor, split_inputs
+from bayesguard.posteriors.weight_predictor import WeightPredictor
+from bayesguard.predictor import Options, split_inputs
 from bayesguard.priors import Prior, check_prior
 from bayesguard.pyro_scope import pyro_scope
 from bayesguard.sampling import Forward, derive_seed, seeded_default_generators, stream
@@ -35,7 +36,7 @@ _MAX_WHITENED = 500
 _R_HAT = 1.01
 
 
-class MarkovChains(Predictor):
+class MarkovChains(WeightPredictor):
     """Base of the samplers: a network whose draws are the states of Markov chains over its weights.
 
     Args:

@@ -15,8 +15,10 @@ from bayesguard.errors import BadInput
 from bayesguard.guides import Guide, MeanFieldNormal, make_guide
 from bayesguard.layers import LayerPosteriors, LayerPriors, at_mean, bayesian_layers
 from bayesguard.likelihoods import Likelihood
+from bayesguard.posteriors.pyro_program import WeightGuide
 from bayesguard.posteriors.weight_outputs import WeightOutputs
-from bayesguard.predictor import Options, Predictor, split_inputs
+from bayesguard.posteriors.weight_predictor import WeightPredictor
+from bayesguard.predictor import Options, split_inputs
 from bayesguard.priors import Prior, check_prior
 from bayesguard.sampling import Forward, stream
 from bayesguard.sampling.estimators import Estimator, Moments, check_estimator, random_weights
@@ -26,7 +28,7 @@ from bayesguard.weights import Subset, Weights, select_weights
 _VALIDATION_DRAWS = 8
 
 
-class Variational(Predictor):
+class Variational(WeightPredictor):
     """A network with a distribution over its weights; each draw is the network under one sample of all of them.
 
     Works on any network: calls that take a random weight are handed its sample, and the network's own parameters are
@@ -40,7 +42,7 @@ class Variational(Predictor):
         likelihood: What the outputs say about the target; None for `likelihoods.Categorical()`.
         prior: An object of `bayesguard.priors`; None for `priors.Normal(scale=1.0)`.
         guide: The family of the posterior: "normal" (independent Gaussians), "low_rank", "full", "radial",
-            "matrix_normal", "delta" (the maximum a posteriori), or a factory `weights -> guides.Guide`.
+            "matrix_normal", "flow" (inverse autoregressive, for a few hundred weights), "delta" (the maximum a posteriori), or a factory `weights -> guides.Guide`.
         subset_of_weights: Which weights are random: "all", "last_layer", names of parameters or modules, or a predicate
             `(name, parameter) -> bool`. The others are trained as usual; frozen ones stay as they are.
         estimator: How `loss` estimates the expected log-likelihood: "shared" (one sample of the weights a batch),
@@ -89,7 +91,6 @@ class Variational(Predictor):
     ) -> None:
         super().__init__(network, likelihood, num_samples=num_samples, **options)
         self.estimator = check_estimator(estimator)
-        self.prior: Prior
         self.guide: Guide
         if bayesian_layers(self.network):
             given = {"prior": prior, "guide": guide, "subset_of_weights": subset_of_weights, "estimator": estimator}
@@ -155,6 +156,14 @@ class Variational(Predictor):
         if share < 1 and self.training and torch.is_grad_enabled():
             self.steps += 1
         return self.kl_weight * share
+
+    def pyro_guide(self) -> WeightGuide:
+        """Return the posterior as a Pyro guide of `pyro_model(num_data)`, for an ELBO or an optimizer of Pyro's.
+
+        Raises:
+            BadInput: A radial, matrix normal or layer-wise posterior, which Pyro has no density for.
+        """
+        return WeightGuide(self)
 
     def validation_loss(self, data: Any, batch_size: int | None = None) -> float:
         """Return the mean NLL per example, in nats, of the mixture over eight draws (no calibration)."""

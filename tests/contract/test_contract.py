@@ -24,7 +24,14 @@ MAKE: dict[str, Make] = {
     "Variational": lambda make, options: bg.Variational(make(), init_scale=0.1, num_samples=6, **options),
     "NUTS": lambda make, options: sampled(bg.NUTS, make, options),
     "HMC": lambda make, options: sampled(bg.HMC, make, options),
+    "PyroPredictor": lambda make, options: program(bg.Variational(make(), init_scale=0.1, **options), options),
 }
+
+
+def program(variational: bg.Variational, options: dict[str, Any]) -> bg.PyroPredictor:
+    """A network with its prior as a Pyro model, and its posterior as a guide."""
+    own = {name: value for name, value in options.items() if name not in ("output", "likelihood")}
+    return bg.PyroPredictor(variational.pyro_model(ROWS), variational.pyro_guide(), num_samples=6, **own)
 
 
 def sampled(kind: type[MarkovChains], make: Callable[[], nn.Module], options: dict[str, Any]) -> MarkovChains:
