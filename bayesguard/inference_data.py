@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bayesguard.data import is_one_shot
 from bayesguard.errors import BadInput, BadType
 from bayesguard.sampling import seeded_default_generators
 
@@ -27,6 +28,7 @@ def to_inference_data(
     num_samples: int | None = None,
     seed: int | None = None,
     weights: bool = True,
+    prior: bool = False,
     batch_size: int | None = None,
 ) -> Any:
     """Return what ArviZ works on: an `InferenceData` of ArviZ 0.x, a `DataTree` of ArviZ 1.x.
@@ -37,12 +39,14 @@ def to_inference_data(
         num_samples: Draws; None for the predictor's own number.
         seed: Seed of the draws; None for the predictor's own.
         weights: Whether the sampled weights are a group, where the method has them.
+        prior: Whether to draw from the prior, too, for prior predictive checks; for methods with a prior over weights.
         batch_size: Rows a batch, where `data` is a pair of arrays.
 
     Returns:
-        Groups `posterior` (weights by name `[chain, draw, *shape]`, where the method samples weights),
+        Groups `posterior` (`prediction`: the mean of the target, or the probabilities of its classes, under each draw
+        `[chain, draw, N, ...]`, and weights by name `[chain, draw, *shape]` where the method samples weights),
         `posterior_predictive` (`y`: a sample of the target for each draw, `[chain, draw, N, ...]`), `log_likelihood` (`y`:
-        log densities in nats for each draw, float64) and `observed_data` (`y`). A chain is a Markov chain, or a member of
+        log densities in nats for each draw, float64) and `observed_data` (`y`); with `prior` also `prior_predictive` (`y`). A chain is a Markov chain, or a member of
         an ensemble; other methods have one.
 
     Raises:
@@ -77,9 +81,29 @@ def to_inference_data(
         "log_likelihood": {"y": by_chain(log_prob)},
         "observed_data": {"y": targets.cpu().numpy()},
     }
+    groups["posterior"] = {"prediction": by_chain(_prediction(component))}
+    if prior:
+        groups["prior_predictive"] = {"y": _prior_samples(predictor, data, batch_size, predictive.num_samples, seed)}
     if weights and (named := _weights(predictor, predictive.num_samples, seed)):
-        groups["posterior"] = {name.replace(".", "_"): by_chain(values) for name, values in named.items()}
+        groups["posterior"] |= {name.replace(".", "_"): by_chain(values) for name, values in named.items()}
     return _from_groups(groups)
+
+
+def _prior_samples(
+    predictor: "Predictor", data: Any, batch_size: int | None, num_samples: int, seed: int
+) -> npt.NDArray[Any]:
+    """Return targets under weights from the prior, of one chain: `[1, draw, N, ...]`."""
+    answer = getattr(predictor, "prior_predictive", None)
+    if answer is None:
+        raise BadInput(f"prior=True needs a prior over weights, which a {type(predictor).__name__} does not have")
+    if is_one_shot(data):
+        raise BadInput("prior=True reads the data twice, and they can be read once only; hand in a loader or arrays")
+    samples: list[Tensor] = []
+    for batch in predictor._batches(data, batch_size):
+        pred = answer(*batch.inputs, num_samples=num_samples, seed=seed, **batch.kwargs)
+        with seeded_default_generators(torch.device("cpu"), seed, "prior predictive", len(samples)):
+            samples.append(pred.component.sample().cpu())
+    return torch.cat(samples, dim=1).unsqueeze(0).numpy()
 
 
 def _check_calibrators(predictor: "Predictor") -> None:
@@ -109,6 +133,14 @@ def _weights(predictor: "Predictor", num_samples: int, seed: int) -> dict[str, T
     return named
 
 
+def _prediction(component: Any) -> Tensor:
+    """What each draw predicts, in which chains can be compared whatever their weights are."""
+    if isinstance(component, torch.distributions.Categorical):
+        return component.probs
+    mean: Tensor = component.mean
+    return mean
+
+
 def _like(targets: Tensor, component: Any) -> Tensor:
     """Targets as the distribution takes them: class labels as they are, others in its dtype."""
     if isinstance(component, torch.distributions.Categorical):
@@ -122,7 +154,9 @@ def _from_groups(groups: dict[str, Arrays]) -> Any:
     observed = groups["observed_data"]["y"]
     axes = ["observation", *(f"output_{k}" for k in range(1, observed.ndim))]
     coords = {"observation": np.arange(len(observed))}
-    dims = {"y": axes}
+    inner = groups["posterior"]["prediction"].ndim - 2
+    # The same axes as the target's, and one of classes where there are some.
+    dims = {"y": axes, "prediction": [*axes, "class"][:inner]}
     if hasattr(arviz, "InferenceData"):
         return arviz.from_dict(**groups, coords=coords, dims=dims)
     # ArviZ 1.x takes the groups as one mapping, and returns a DataTree.

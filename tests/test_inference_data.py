@@ -1,6 +1,7 @@
 """The bridge to ArviZ: groups, chains, and figures against closed forms."""
 
 import warnings
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -62,9 +63,11 @@ def test_groups_and_chains(name: str) -> None:
     assert idata["posterior_predictive"]["y"].shape == log_likelihood.shape
     assert set(np.unique(idata["posterior_predictive"]["y"])) <= {0, 1, 2}
     assert np.array_equal(idata["observed_data"]["y"], LABELS)
-    assert ("posterior" in idata.groups()) == bool(weights)
-    if weights:
-        assert set(idata["posterior"].data_vars) == weights
+    assert set(idata["posterior"].data_vars) == weights | {"prediction"}
+    prediction = idata["posterior"]["prediction"]
+    assert prediction.dims == ("chain", "draw", "observation", "class")
+    probs = torch.as_tensor(prediction.values).flatten(0, 1).mean(0)
+    assert torch.allclose(probs, predictor.predict((X, LABELS)).probs, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -158,10 +161,57 @@ def test_the_newer_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(az, "InferenceData")
     monkeypatch.setattr(az, "from_dict", from_dict)
     assert bg.MCDropout(network()).to_inference_data((X, LABELS)) == "tree"
-    assert set(seen["groups"]) == {"posterior_predictive", "log_likelihood", "observed_data"}
-    assert seen["dims"] == {"y": ["observation"]}
+    assert set(seen["groups"]) == {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
+    assert seen["dims"] == {"y": ["observation"], "prediction": ["observation", "class"]}
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(BadInput, match="cannot be 2 chains of one length"):
         sampled().to_inference_data((X, LABELS), num_samples=7)
+
+
+def line(seed: int, rows: int) -> tuple[Tensor, Tensor]:
+    x = torch.linspace(-1, 1, rows).reshape(-1, 1)
+    return x, 1.5 * x + 0.2 * torch.randn(rows, 1, generator=torch.Generator().manual_seed(seed))
+
+
+def test_methods_are_compared_by_us_and_by_arviz() -> None:
+    train, test = line(3, 60), line(4, 200)
+    likelihood = bg.likelihoods.Gaussian(scale=0.2)
+    torch.manual_seed(0)
+    predictors: dict[str, Any] = {
+        "nuts": bg.NUTS(nn.Linear(1, 1), likelihood, num_samples=100),
+        "vi": bg.Variational(nn.Linear(1, 1), likelihood, init_scale=0.05, num_samples=100),
+        "ensemble": bg.DeepEnsemble(lambda seed: nn.Linear(1, 1), likelihood, num_members=4),
+        "deaf": bg.Variational(nn.Linear(1, 1), bg.likelihoods.Gaussian(scale=2.0), num_samples=100),
+    }
+    predictors["nuts"].fit(train, num_samples=200, num_chains=2, warmup=100)
+    for name in ("vi", "ensemble"):
+        predictors[name].fit(train, epochs=200, batch_size=60, optimizer=partial(torch.optim.Adam, lr=0.05))
+    found = bg.compare(predictors, test, baseline="nuts")
+    rows = {row.name: row for row in found.differences if row.metric == "nll"}
+    assert rows["deaf"].is_clear
+    assert abs(rows["vi"].difference) < 0.05
+    assert abs(rows["ensemble"].difference) < 0.05
+    assert bg.stack(predictors, test).named_weights["deaf"] < 0.01
+    # Leaving out is about data that were fitted to.
+    draws = {name: predictors[name].to_inference_data(train) for name in ("nuts", "vi", "deaf")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = az.compare(draws)
+    assert table.index[-1] == "deaf"
+    assert table.loc["vi", "elpd_diff"] + table.loc["nuts", "elpd_diff"] < 1
+
+
+def test_the_prior_predictive_is_a_group() -> None:
+    predictor = bg.Variational(
+        nn.Linear(1, 1).double(), bg.likelihoods.Gaussian(scale=0.2), prior=bg.priors.Normal(3.0)
+    )
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(-1, 1)
+    idata = predictor.to_inference_data((x, x), num_samples=4000, prior=True, batch_size=4)
+    drawn = torch.as_tensor(idata["prior_predictive"]["y"].values)
+    assert drawn.shape == (1, 4000, 6, 1)
+    want = 0.04 + 9 * (x.square() + 1)
+    assert bool(((drawn[0].var(0) - want).abs() < 5 * want * (2 / 4000) ** 0.5).all())
+    with pytest.raises(BadInput, match="needs a prior over weights"):
+        bg.Deterministic(network()).to_inference_data((X, LABELS), prior=True)

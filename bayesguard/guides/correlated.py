@@ -14,7 +14,7 @@ _MAX_FULL = 10_000
 
 
 class LowRankNormal(Guide):
-    """A Gaussian with covariance F F^T + D (Ong, Nott, Smith, 2018, JCGS, section 3).
+    """A Gaussian with covariance D (I + F F^T) D, D diagonal (Ong, Nott, Smith, 2018, JCGS, section 3).
 
     Args:
         weights: The parameters, P numbers.
@@ -30,21 +30,27 @@ class LowRankNormal(Guide):
         self.log_scale = nn.Parameter(log_scale)
         # Columns that start at zero would all have the same gradient of zero, and stay there.
         start = torch.randn(weights.size, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        self.factor = nn.Parameter(0.1 * start.to(log_scale) / rank**0.5 * log_scale.exp().unsqueeze(-1))
+        # In units of the row's scale, so that steps of one size suit it and `log_scale`.
+        self.factor = nn.Parameter(0.1 * start.to(log_scale) / rank**0.5)
 
     @property
     def noise_size(self) -> int:
         return self.weights.size + self.factor.shape[1]
 
     def perturb(self, noise: Tensor) -> Tensor:
-        return self.log_scale.exp() * noise[: self.weights.size] + self.factor @ noise[self.weights.size :]
+        return self.log_scale.exp() * (noise[: self.weights.size] + self.factor @ noise[self.weights.size :])
+
+    def distribution(self) -> LowRankMultivariateNormal:
+        """Return the distribution of all weights as one vector `[P]`."""
+        factor = self.log_scale.exp().unsqueeze(-1) * self.factor
+        diagonal = (2 * self.log_scale).exp()
+        return LowRankMultivariateNormal(self.weights.flatten(), factor, diagonal, validate_args=False)
 
     def entropy(self) -> Tensor:
-        zeros = torch.zeros_like(self.log_scale)
-        return LowRankMultivariateNormal(zeros, self.factor, (2 * self.log_scale).exp(), validate_args=False).entropy()
+        return self.distribution().entropy()
 
     def variance(self) -> Tensor:
-        return (2 * self.log_scale).exp() + self.factor.square().sum(-1)
+        return (2 * self.log_scale).exp() * (1 + self.factor.square().sum(-1))
 
 
 class FullNormal(Guide):

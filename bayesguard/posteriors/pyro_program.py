@@ -136,7 +136,7 @@ class WeightGuide(nn.Module):
             return mean
         joint: Any
         if isinstance(family, LowRankNormal):
-            joint = distributions.LowRankMultivariateNormal(mean, family.factor, (2 * family.log_scale).exp())
+            joint = as_pyro(family.distribution())
         else:
             joint = distributions.MultivariateNormal(mean, scale_tril=family._factor())
         flat: Tensor = pyro.sample("_weights", joint, infer={"is_auxiliary": True})

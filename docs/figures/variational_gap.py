@@ -1,4 +1,4 @@
-"""Draw variational-gap.png: how families of posteriors answer in a gap of the data, beside the closed form."""
+"""Draw variational-gap.png: how posteriors answer in a gap of the data, beside the closed form."""
 
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,9 @@ def main() -> None:
     mean = torch.linalg.solve(precision, features.T @ y / NOISE**2)
     exact = (at @ torch.linalg.inv(precision) * at).sum(-1).sqrt()
     curves = {"exact": (at @ mean, exact)}
+    nuts = bg.NUTS(nn.Linear(9, 1, bias=False).double(), bg.likelihoods.Gaussian(scale=NOISE), num_samples=2000)
+    pred = nuts.fit((features, y.unsqueeze(-1)), num_samples=500, num_chains=4)(at)
+    curves["NUTS"] = (pred.mean[:, 0], pred.uncertainty().epistemic[:, 0].sqrt())
     for guide, label in (("full", "full covariance"), ("normal", "mean field")):
         predictor = bg.Variational(
             nn.Linear(9, 1, bias=False).double(),
@@ -49,9 +52,11 @@ def main() -> None:
         )
         pred = predictor(at)
         curves[label] = (pred.mean[:, 0], pred.uncertainty().epistemic[:, 0].sqrt())
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3), sharey=True, layout="constrained")
     for axis, (label, (centre, stddev)) in zip(axes, curves.items(), strict=True):
-        axis.fill_between(grid, centre - 2 * stddev, centre + 2 * stddev, alpha=0.3, linewidth=0)
+        total = (stddev.square() + NOISE**2).sqrt()
+        axis.fill_between(grid, centre - 2 * total, centre + 2 * total, color="C0", alpha=0.15, linewidth=0)
+        axis.fill_between(grid, centre - 2 * stddev, centre + 2 * stddev, color="C0", alpha=0.35, linewidth=0)
         axis.plot(grid, centre)
         axis.plot(x, y, "k.", markersize=3)
         axis.set(title=label, xlabel="x", ylim=(-3, 3))

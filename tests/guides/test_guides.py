@@ -164,7 +164,9 @@ def test_low_rank_is_torchs() -> None:
     guide = guide_of("low_rank")
     assert isinstance(guide, LowRankNormal)
     want = LowRankMultivariateNormal(
-        torch.zeros(guide.weights.size, dtype=torch.float64), guide.factor, (2 * guide.log_scale).exp()
+        torch.zeros(guide.weights.size, dtype=torch.float64),
+        guide.log_scale.exp().unsqueeze(-1) * guide.factor,
+        (2 * guide.log_scale).exp(),
     )
     assert torch.allclose(covariance(guide), want.covariance_matrix.detach())
 
