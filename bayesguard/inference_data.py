@@ -1,6 +1,7 @@
 """The bridge to ArviZ: draws, pointwise log-likelihoods and data of any predictor."""
 
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,7 +158,7 @@ def _from_groups(groups: dict[str, Arrays]) -> Any:
     inner = groups["posterior"]["prediction"].ndim - 2
     # The same axes as the target's, and one of classes where there are some.
     dims = {"y": axes, "prediction": [*axes, "class"][:inner]}
-    if hasattr(arviz, "InferenceData"):
+    # ArviZ 1.x takes the groups as one mapping, and returns a DataTree; it has the name InferenceData, too.
+    if "posterior" in signature(arviz.from_dict).parameters:
         return arviz.from_dict(**groups, coords=coords, dims=dims)
-    # ArviZ 1.x takes the groups as one mapping, and returns a DataTree.
     return arviz.from_dict(groups, coords=coords, dims=dims)
