@@ -63,10 +63,16 @@ class Weights:
         return torch.cat([tensor.reshape(-1) for tensor in self.tensors()])
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Return views of a vector `[..., P]`, each `[..., *shape]` of its parameter."""
+        """Return the parts of a vector `[..., P]`, each `[..., *shape]` of its parameter.
+
+        One vector's parts lie in memory as the parameters do: with kernels of another order a convolution is slower.
+        """
         leading = flat.shape[:-1]
         parts = flat.split(self._sizes, dim=-1)
-        return [part.view(*leading, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        shaped = [part.view(*leading, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        if leading or torch._C._functorch.is_batchedtensor(flat):
+            return shaped
+        return [_in_order_of(slot.tensor, part) for slot, part in zip(self.slots, shaped, strict=True)]
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Return the parts of a vector `[..., P]` by name, `[..., *shape]`."""
@@ -76,6 +82,15 @@ class Weights:
     def versions(self) -> tuple[Any, ...]:
         """What changes when any of the parameters does."""
         return tuple((id(tensor), tensor._version, tensor.data_ptr()) for tensor in self.tensors())
+
+
+def _in_order_of(parameter: Tensor, part: Tensor) -> Tensor:
+    if parameter.dim() != 4 or parameter.stride() == part.stride():
+        return part
+    if parameter.is_contiguous():
+        # With one channel both orders are one, and the strides alone tell kernels which is meant.
+        return part.as_strided(part.shape, parameter.stride())
+    return part.contiguous(memory_format=torch.channels_last)
 
 
 def select_weights(network: nn.Module, subset: Subset = "all") -> list[str]:

@@ -75,6 +75,11 @@ class Guide(nn.Module, ABC):
         sample = self.draw()
         return sample, self.kl(prior, sample)
 
+    def parts_with_kl(self, prior: priors.Prior) -> tuple[list[Tensor], Tensor]:
+        """Return the same with the sample as one tensor for each parameter: what a training step needs."""
+        sample, divergence = self.draw_with_kl(prior)
+        return self.weights.split(sample), divergence
+
     @property
     def versions(self) -> tuple[Any, ...]:
         """What changes when a sample of the same noise would."""

@@ -4,6 +4,7 @@ The same numbers as `MeanFieldNormal.draw` and `kl` (tested equal); a training s
 times less often.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,34 +17,55 @@ from bayesguard.weights import Weights
 
 
 class SampleAndDivergence(torch.autograd.Function):
-    """`(mean, log_scale, noise, loc, precision) -> (sample, KL without its constant)`, all vectors `[P]`.
+    """`(log_scale, noise, loc, precision, *means) -> (KL without its constant, *samples)`.
 
+    `log_scale` and `noise` are vectors `[P]`, means and samples the tensors of a module, each as it lies in memory.
     `precision` is that of the prior: a number, or a vector; `loc` is its mean, None for zero.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, mean: Tensor, log_scale: Tensor, noise: Tensor, loc: Tensor | None, precision: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, log_scale: Tensor, noise: Tensor, loc: Tensor | None, precision: Tensor | float, *means: Tensor
+    ) -> tuple[Tensor, ...]:
         scale = log_scale.exp()
-        centred = mean if loc is None else mean - loc
-        sample = torch.addcmul(mean, scale, noise)
+        centred = means if loc is None else [mean - own for mean, own in _parts(means, loc)]
+        # As the means lie: with one channel the strides alone tell kernels the order.
+        samples = [torch.addcmul(mean, s, n, out=torch.empty_like(mean)) for mean, s, n in _parts(means, scale, noise)]
         if isinstance(precision, float):
-            quadratic = precision * (torch.dot(scale, scale) + torch.dot(centred, centred))
+            squares = (
+                torch.dot(scale, scale) + torch.stack([torch.linalg.vector_norm(c) for c in centred]).square().sum()
+            )
+            quadratic = precision * squares
         else:
-            quadratic = torch.dot(precision, torch.addcmul(scale.square(), centred, centred))
-        ctx.save_for_backward(centred, scale, noise)
+            squares = torch.cat([c.reshape(-1) for c in centred]).square_().addcmul_(scale, scale)
+            quadratic = torch.dot(precision, squares)
+        ctx.save_for_backward(scale, noise, *centred)
         ctx.precision = precision
-        return sample, quadratic / 2 - log_scale.sum()
+        return quadratic / 2 - log_scale.sum(), *samples
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_sample: Tensor, of_divergence: Tensor) -> tuple[Any, ...]:
-        centred, scale, noise = ctx.saved_tensors
+    def backward(ctx: Any, of_divergence: Tensor, *of_samples: Tensor) -> tuple[Any, ...]:
+        scale, noise, *centred = ctx.saved_tensors
         factor = of_divergence * ctx.precision
-        of_mean = (centred * factor).add_(of_sample)
-        of_log_scale = (scale * factor).addcmul_(of_sample, noise).mul_(scale).sub_(of_divergence)
-        return of_mean, of_log_scale, None, None, None
+        of_log_scale = torch.empty_like(scale)
+        for of_sample, out, own in _parts(of_samples, of_log_scale, noise):
+            torch.mul(of_sample, own, out=out)
+        of_log_scale.addcmul_(scale, factor).mul_(scale).sub_(of_divergence)
+        if isinstance(ctx.precision, float):
+            of_means = [torch.addcmul(g, c, factor) for g, c in zip(of_samples, centred, strict=True)]
+        else:
+            of_means = [
+                torch.addcmul(g, c, own) for (g, own), c in zip(_parts(of_samples, factor), centred, strict=True)
+            ]
+        return of_log_scale, None, None, None, *of_means
+
+
+def _parts(tensors: Sequence[Tensor], *flats: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield each tensor with the views of the vectors that belong to it."""
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, *own in zip(tensors, *(flat.split(sizes) for flat in flats), strict=True):
+        yield tensor, *(part.view(tensor.shape) for part in own)
 
 
 class GaussianFactors(NamedTuple):

@@ -28,14 +28,20 @@ class MeanFieldNormal(Guide):
     def perturb(self, noise: Tensor) -> Tensor:
         return self.log_scale.exp() * noise
 
-    def draw_with_kl(self, prior: priors.Prior) -> tuple[Tensor, Tensor]:
+    def parts_with_kl(self, prior: priors.Prior) -> tuple[list[Tensor], Tensor]:
         factors = self._factors_of(prior)
         if factors is None:
-            return super().draw_with_kl(prior)
+            return super().parts_with_kl(prior)
         noise = torch.randn_like(self.log_scale)
-        arguments = (self.weights.flatten(), self.log_scale, noise, factors.loc, factors.precision)
-        sample, divergence = SampleAndDivergence.apply(*arguments)  # type: ignore[no-untyped-call]
-        return sample, divergence + factors.constant
+        arguments = (self.log_scale, noise, factors.loc, factors.precision, *self.weights.tensors())
+        divergence, *samples = SampleAndDivergence.apply(*arguments)  # type: ignore[no-untyped-call]
+        return samples, divergence + factors.constant
+
+    def draw_with_kl(self, prior: priors.Prior) -> tuple[Tensor, Tensor]:
+        if self._factors_of(prior) is None:
+            return super().draw_with_kl(prior)
+        parts, divergence = self.parts_with_kl(prior)
+        return torch.cat([part.reshape(-1) for part in parts]), divergence
 
     def _factors_of(self, prior: priors.Prior) -> GaussianFactors | None:
         """What a Gaussian prior is made of, looked at once for each prior and device; None for another prior."""

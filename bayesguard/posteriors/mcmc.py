@@ -195,7 +195,9 @@ class MarkovChains(WeightPredictor):
             with torch.no_grad():
                 positional, keywords = self._prepare(inputs, kwargs)
                 forward = Forward(self.network, positional, keywords, self.output)
-                outputs = list(self._outputs.chunks(forward, lambda index: states[index], range(len(states))))
+                outputs = list(
+                    self._outputs.chunks(forward, lambda some: states[some.start : some.stop], range(len(states)))
+                )
             figures["outputs"] = torch.cat(outputs).reshape(*chains, -1)
         report = {}
         for name, values in figures.items():
@@ -251,7 +253,7 @@ class MarkovChains(WeightPredictor):
         """Yield raw outputs `[s, N, ...]` of states evenly spaced over the chains; the seed changes nothing."""
         chosen = self._chosen(num_samples)
         forward = Forward(self.network, inputs, kwargs, self.output)
-        yield from self._outputs.chunks(forward, lambda draw: chosen[draw], range(num_samples))
+        yield from self._outputs.chunks(forward, lambda some: chosen[some.start : some.stop], range(num_samples))
 
     def draw(self, seed: int) -> nn.Module:
         """Return the network under one state, chosen by the seed."""

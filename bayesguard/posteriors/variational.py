@@ -130,7 +130,7 @@ class Variational(WeightPredictor):
             # The layers draw for themselves, each with the estimator that it was made with.
             outputs, divergence = forward(), self.kl_divergence()
         else:
-            sample, divergence = self.guide.draw_with_kl(self.prior)
+            sample, divergence = self.guide.parts_with_kl(self.prior)
             with self._training_mode(sample):
                 outputs = forward()
         loss = self.likelihood.loss(outputs, targets)
@@ -140,9 +140,9 @@ class Variational(WeightPredictor):
         """Return the divergence of the posterior from the prior in nats, over all weights; see `Guide.kl`."""
         return self.guide.draw_with_kl(self.prior)[1]
 
-    def _training_mode(self, sample: Tensor) -> RandomWeights:
+    def _training_mode(self, sample: list[Tensor]) -> RandomWeights:
         tensors = self.weights.tensors()
-        samples = dict(zip(map(id, tensors), self.weights.split(sample), strict=True))
+        samples = dict(zip(map(id, tensors), sample, strict=True))
         if self.estimator == "shared":
             return random_weights("shared", samples)
         stddevs = self.weights.split(self.guide.stddev())
@@ -189,25 +189,24 @@ class Variational(WeightPredictor):
             num_samples, first_draw = 1, 0
         forward = Forward(self.network, inputs, kwargs, self.output)
         draws = range(first_draw, first_draw + num_samples)
-        yield from self._outputs.chunks(forward, lambda draw: self._flat(seed, draw), draws, draws_per_chunk)
+        yield from self._outputs.chunks(forward, lambda some: self._flats(seed, some), draws, draws_per_chunk)
 
     def predictives(self, *inputs: Any, num_samples: int, **more: Any) -> Iterator[Any]:
         return super().predictives(*inputs, num_samples=1 if self.is_exact else num_samples, **more)
 
     def draw(self, seed: int) -> nn.Module:
         """Return the network under one sample of its weights."""
-        return WeightDraw(self, self._flat(seed, 0))
+        return WeightDraw(self, self._sample(seed, 0))
 
     def weight_draws(self, num_samples: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
         """Return samples of the random weights by name, `[S, *shape]`: those under which `draw_outputs` runs."""
         samples, seed = self._samples(num_samples), self._seed(seed)
-        with torch.no_grad():
-            return self.weights.unflatten(torch.stack([self._flat(seed, draw) for draw in range(samples)]))
+        return self.weights.unflatten(torch.stack([self._sample(seed, draw) for draw in range(samples)]))
 
-    def _flat(self, seed: int, draw: int) -> Tensor:
-        """The weights of one draw `[P]`, a function of the seed and its number."""
-        key = (seed, draw, self.guide.versions)
-        return self._outputs.remembered(key, lambda: self._sample(seed, draw))
+    def _flats(self, seed: int, draws: range) -> Tensor:
+        """The weights of some draws `[s, P]`, each a function of the seed and its number."""
+        key = (seed, draws, self.guide.versions)
+        return self._outputs.remembered(key, lambda: torch.stack([self._sample(seed, draw) for draw in draws]))
 
     @torch.no_grad()
     def _sample(self, seed: int, draw: int) -> Tensor:

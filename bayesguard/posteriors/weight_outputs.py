@@ -57,25 +57,25 @@ class WeightOutputs:
         return "not used yet" if self.last is None else f"{self.last.way} ({self.last.reason})"
 
     def remembered(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """Return the weights of one draw, made once for all batches while they fit into 256 MiB."""
-        flat = self._cache.get(key)
-        if flat is None:
-            flat = make()
-            own = flat.numel() * flat.element_size()
-            while self._cache and (len(self._cache) + 1) * own > _CACHE_BYTES:
+        """Return the weights of some draws, made once for all batches while they fit into 256 MiB."""
+        flats = self._cache.get(key)
+        if flats is None:
+            flats = make()
+            own = _bytes(flats)
+            while self._cache and own + sum(map(_bytes, self._cache.values())) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
             if own <= _CACHE_BYTES:
-                self._cache[key] = flat
-        return flat
+                self._cache[key] = flats
+        return flats
 
     def chunks(
-        self, forward: Forward, flat: Callable[[int], Tensor], draws: range, draws_per_chunk: int | None = None
+        self, forward: Forward, flats: Callable[[range], Tensor], draws: range, draws_per_chunk: int | None = None
     ) -> Iterator[Tensor]:
         """Yield the outputs of consecutive draws.
 
         Args:
             forward: The network's call.
-            flat: The weights `[P]` of a draw by its number.
+            flats: The weights `[s, P]` of consecutive draws by their numbers.
             draws: Numbers of the draws.
             draws_per_chunk: The most draws in a chunk; None for eight.
 
@@ -85,12 +85,12 @@ class WeightOutputs:
         step = min(draws_per_chunk or _DRAWS_PER_CHUNK, _DRAWS_PER_CHUNK)
         plan, shared = None, None
         for start in range(draws.start, draws.stop, step):
-            flats = [flat(draw) for draw in range(start, min(start + step, draws.stop))]
+            own = flats(range(start, min(start + step, draws.stop)))
             if plan is None:
-                plan = self._plan(forward, flats)
+                plan = self._plan(forward, own)
                 self.last = plan
                 shared = head_of(forward, self.weights) if plan.way == "shared features" else None
-            yield self._run(plan.way, forward, torch.stack(flats), shared)
+            yield self._run(plan.way, forward, own, shared)
 
     def _run(self, way: str, forward: Forward, flats: Tensor, shared: Forward | None) -> Tensor:
         if way == "vectorised":
@@ -111,10 +111,10 @@ class WeightOutputs:
             )
         return outputs
 
-    def _plan(self, forward: Forward, flats: list[Tensor]) -> Plan:
+    def _plan(self, forward: Forward, flats: Tensor) -> Plan:
         key = (forward.signature, forward.num_rows.bit_length(), len(flats))
         if key not in self._plans:
-            self._plans[key] = self._make_plan(forward, torch.stack(flats))
+            self._plans[key] = self._make_plan(forward, flats)
         return self._plans[key]
 
     def _make_plan(self, forward: Forward, flats: Tensor) -> Plan:
@@ -149,6 +149,10 @@ class WeightOutputs:
         if flats.numel() <= _MAX_VECTORISED:
             found.append("vectorised")
         return found
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def head_of(forward: Forward, weights: Weights) -> Forward | None:

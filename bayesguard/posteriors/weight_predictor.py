@@ -46,17 +46,21 @@ class WeightPredictor(Predictor):
         forward = Forward(self.network, positional, keywords, self.output)
 
         def parts() -> Iterator[Part]:
-            for outputs in self._outputs.chunks(forward, lambda draw: self._from_prior(seed, draw), range(samples)):
+            for outputs in self._outputs.chunks(forward, lambda some: self._from_prior(seed, some), range(samples)):
                 yield Part(self.likelihood.predictive(outputs), len(outputs) / samples)
 
         return collect(parts(), keep=True)
 
-    def _from_prior(self, seed: int, draw: int) -> Tensor:
-        """Weights `[P]` drawn from the prior."""
-        # torch's distributions know the default generator only.
-        with seeded_default_generators(self._device, seed, "prior", draw):
-            named = self.weights.named().items()
-            return torch.cat([self.prior.distribution(name, tensor).sample().reshape(-1) for name, tensor in named])
+    def _from_prior(self, seed: int, draws: range) -> Tensor:
+        """Weights `[s, P]` drawn from the prior."""
+        found = []
+        for draw in draws:
+            # torch's distributions know the default generator only.
+            with seeded_default_generators(self._device, seed, "prior", draw):
+                named = self.weights.named().items()
+                parts = [self.prior.distribution(name, tensor).sample().reshape(-1) for name, tensor in named]
+            found.append(torch.cat(parts))
+        return torch.stack(found)
 
     def pyro_model(self, num_data: int) -> NetworkProgram:
         """Return the network with its prior and likelihood as a Pyro model, for any guide, ELBO or kernel of Pyro's.

@@ -185,6 +185,21 @@ def test_fused_sample_and_divergence() -> None:
         assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*found, strict=True))
 
 
+def test_fused_samples_lie_as_their_parameters_do() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 3)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights = Weights(module, select_weights(module))
+    guide = MeanFieldNormal(weights, 0.3)
+    for parts in (guide.parts_with_kl(priors.Normal())[0], weights.split(guide.draw())):
+        assert [part.stride() for part in parts] == [tensor.stride() for tensor in weights.tensors()]
+    torch.manual_seed(1)
+    parts, divergence = guide.parts_with_kl(priors.Normal())
+    torch.manual_seed(1)
+    sample, same = Guide.draw_with_kl(guide, priors.Normal())
+    assert torch.allclose(divergence, same)
+    assert all(torch.allclose(a, b) for a, b in zip(parts, weights.split(sample), strict=True))
+
+
 def test_fused_step_follows_another_prior() -> None:
     guide = guide_of("normal")
     values = {guide.draw_with_kl(priors.Normal(scale))[1].item() for scale in (0.5, 1.0, 0.5)}

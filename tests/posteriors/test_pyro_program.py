@@ -49,7 +49,7 @@ def test_the_joint_density_is_ours(rows: int, prior: bg.priors.Prior) -> None:
     sample = predictor.guide.draw().detach()
     model = poutine.condition(predictor.pyro_model(40), data=predictor.weights.unflatten(sample))
     theirs: Any = poutine.trace(model).get_trace(x, targets=y).log_prob_sum()
-    with predictor._training_mode(sample):
+    with predictor._training_mode(predictor.weights.split(sample)):
         likelihood = predictor.likelihood.loss(predictor.network(x), y)
     ours = -40 * likelihood + prior.joint(predictor.weights.named()).log_prob(sample).sum()
     assert torch.allclose(theirs, ours, rtol=1e-10)

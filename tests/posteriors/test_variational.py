@@ -54,7 +54,7 @@ def test_any_network(make: Any, x: Tensor) -> None:
 
 def test_every_way_gives_the_loops_outputs() -> None:
     predictor = bg.Variational(network().double(), subset_of_weights="last_layer", init_scale=0.3)
-    flats = torch.stack([predictor._flat(0, draw) for draw in range(6)])
+    flats = predictor._flats(0, range(6))
     forward = bg.sampling.Forward(predictor.network, (X.double(),), {})
     computed = predictor._outputs
     want = computed._run("loop", forward, flats, None)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import bayesguard as bg
-from bayesguard.benchmarks.speed import draws, dropout, ensembles, imports, kernels, memory, training
+from bayesguard.benchmarks.speed import draws, dropout, ensembles, imports, kernels, memory, training, variational
 from bayesguard.benchmarks.speed.peers import PACKAGES
 from bayesguard.benchmarks.speed.settings import Settings
 from bayesguard.benchmarks.speed.table import Row, as_json, as_markdown, as_text
@@ -28,6 +28,7 @@ CASES: dict[str, Callable[[Settings], list[Row]]] = {
     "draws": draws.rows,
     "ensemble": ensembles.rows,
     "training": training.rows,
+    "variational": variational.rows,
     "memory": memory.rows,
     "temperature": kernels.temperature,
     "ece": kernels.calibration_error,
