@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -151,3 +152,38 @@ def test_what_is_refused() -> None:
         sampler(target_accept=1.5)
     with pytest.raises(BadInput, match="num_chains"):
         sampler().fit(regression(), num_chains=0)
+
+
+@pytest.mark.parametrize("method", ["nuts", "full", "normal"])
+def test_the_epistemic_part_grows_in_a_gap_and_the_aleatoric_part_does_not(method: str) -> None:
+    """Where there are no data the function is unknown, and the noise is what it was."""
+    generator = torch.Generator().manual_seed(0)
+    x = 1 + 1.5 * torch.rand(40, dtype=torch.float64, generator=generator)
+    x[:20] *= -1
+    y = torch.sin(2 * x) + 0.3 * torch.randn(40, dtype=torch.float64, generator=generator)
+    centres = torch.linspace(-3, 3, 9, dtype=torch.float64)
+
+    def basis(points: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-0.5 * ((points.unsqueeze(-1) - centres) / 0.7).square())
+
+    network, noise = nn.Linear(9, 1, bias=False).double(), bg.likelihoods.Gaussian(scale=0.3)
+    predictor: bg.Predictor
+    if method == "nuts":
+        predictor = bg.NUTS(network, noise, num_samples=400).fit(
+            (basis(x), y.unsqueeze(-1)), num_samples=200, num_chains=2, warmup=200
+        )
+    else:
+        predictor = bg.Variational(network, noise, guide=method, init_scale=0.1, num_samples=400)
+        adam = partial(torch.optim.Adam, lr=0.02)
+        predictor.fit((basis(x), y.unsqueeze(-1)), epochs=1000, batch_size=40, optimizer=adam)
+    points = torch.tensor([-1.8, 0.0, 1.8], dtype=torch.float64)
+    _, aleatoric, epistemic = predictor(basis(points)).uncertainty()
+    precision = basis(x).T @ basis(x) / 0.09 + torch.eye(9, dtype=torch.float64)
+    exact = (basis(points) @ precision.inverse() * basis(points)).sum(-1)
+    assert torch.allclose(aleatoric, torch.full_like(aleatoric, 0.09))
+    assert epistemic[1] > 10 * epistemic[::2].max()
+    if method == "normal":
+        assert epistemic[1] < exact[1] / 2
+    else:
+        # 0.35 is five Monte-Carlo errors of the logarithm of a variance from 400 draws.
+        assert bool(((epistemic[:, 0] / exact).log().abs() < 0.35).all())
