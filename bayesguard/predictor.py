@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bayesguard.adaptive import Stopping, check_stopping, draw_until
 from bayesguard.calibration import Calibrator, TemperatureScaling
+from bayesguard.calibration.base import check_order, fit_in_turn
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, batches, count_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
@@ -269,29 +270,39 @@ class Predictor(nn.Module, ABC):
             raise BadInput("data has no targets; batches must be (inputs, targets)")
         return predictive, torch.cat(targets)
 
-    def calibrate(self, data: Any, *calibrators: Calibrator, batch_size: int | None = None) -> Self:
+    def calibrate(
+        self, data: Any, *calibrators: Calibrator, batch_size: int | None = None, append: bool = False
+    ) -> Self:
         """Fit calibrators to held-out data, in one pass over it, and use them from now on.
 
         Args:
             data: Held-out data, never the training set: a DataLoader, an iterable of batches, or a pair of arrays.
             calibrators: Fitted one after another, each on what the ones before it leave; default
-                `calibration.TemperatureScaling()`. Earlier ones are replaced.
+                `calibration.TemperatureScaling()`. One that promises a coverage (conformal prediction) after others gets
+                a random half of the data for itself, and the others the other half; `diagnostics["num_examples"]` of
+                each tells. Earlier ones are replaced.
             batch_size: Rows a batch, where `data` is a pair of arrays.
+            append: Keep the calibrators that are there and fit these on top: for data that were split by hand.
+
+        Raises:
+            BadInput: A calibrator after one that promises a coverage, which would undo the promise.
         """
         chosen = calibrators or (TemperatureScaling(),)
         for calibrator in chosen:
             if not isinstance(calibrator, Calibrator):
                 raise BadType(f"calibrators must be bayesguard.calibration objects, got {type(calibrator).__name__}")
         before = self.calibrators
-        self.forget_calibration()
+        kept = [*before] if append else []
+        check_order([*kept, *chosen])
+        if not append:
+            self.forget_calibration()
         try:
             predictive, targets = self.predict_with_targets(data, batch_size=batch_size, keep_draws=True)
-            for calibrator in chosen:
-                predictive = calibrator.fit(predictive, targets)(predictive)
+            fit_in_turn(chosen, predictive, targets, self.seed)
         except BaseException:
             self.calibrators = before
             raise
-        self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in chosen).eval()
+        self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in (*kept, *chosen)).eval()
         return self
 
     def fit(

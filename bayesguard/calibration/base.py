@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from bayesguard.errors import BadInput, BadType, NotFitted
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.numerics import as_given
+from bayesguard.sampling import stream
 
 
 class Calibrator(nn.Module, ABC):
@@ -20,10 +23,13 @@ class Calibrator(nn.Module, ABC):
 
     Attributes:
         acts_on: "draws" if the map changes every draw, and so needs them kept; "pooled" if it changes the mixture.
+        needs_own_data: Whether it has to be fitted to examples that no calibrator before it was fitted to, because it
+            promises a coverage: `Predictor.calibrate` then splits what it is given.
         diagnostics: What the last fit found, by name; empty before.
     """
 
     acts_on: ClassVar[Literal["draws", "pooled"]]
+    needs_own_data: ClassVar[bool] = False
     is_fitted: Tensor
 
     def __init__(self) -> None:
@@ -84,3 +90,36 @@ class Calibrator(nn.Module, ABC):
     def __call__(self, pred: Predictive) -> Predictive:
         """Return the calibrated predictive."""
         return cast(Predictive, super().__call__(pred))
+
+
+def check_order(calibrators: Sequence[Calibrator]) -> None:
+    """Raise BadInput where a calibrator stands behind one whose promise it would undo."""
+    for first, later in itertools.pairwise(calibrators):
+        if first.needs_own_data:
+            raise BadInput(
+                f"{type(later).__name__} comes after {type(first).__name__}, whose coverage it would undo; put the one that "
+                "promises a coverage last"
+            )
+        if first.acts_on == "pooled" and later.acts_on == "draws":
+            raise BadInput(
+                f"{type(later).__name__} acts on draws, and comes after {type(first).__name__}, which acts on their mixture; "
+                "put it first"
+            )
+
+
+def fit_in_turn(calibrators: Sequence[Calibrator], pred: Predictive, targets: Tensor, seed: int) -> None:
+    """Fit calibrators one after another; a last one that promises a coverage gets a random half for itself."""
+    *first, last = calibrators
+    if not first or not last.needs_own_data:
+        for calibrator in calibrators:
+            pred = calibrator.fit(pred, targets)(pred)
+        return
+    order = torch.randperm(len(pred), generator=stream("cpu", seed, "calibration")).to(pred.device)
+    half = len(pred) // 2
+    ours, own = order[:half], order[half:]
+    if not half:
+        raise BadInput(f"{len(pred)} examples cannot be shared between {len(calibrators)} calibrators")
+    for calibrator in first:
+        fitted = calibrator.fit(pred[ours], targets[ours.to(targets.device)])
+        pred = fitted(pred)
+    last.fit(pred[own], targets[own.to(targets.device)])

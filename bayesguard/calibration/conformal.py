@@ -1,0 +1,228 @@
+"""Conformal prediction: sets and intervals that hold the answer with a stated probability, whatever the model."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from bayesguard.calibration.scores import ClassScore, check_class_score, class_scores
+from bayesguard.calibration.split import SplitConformal
+from bayesguard.checks import check_count, check_finite, check_labels, check_shape
+from bayesguard.errors import BadInput, BadType
+from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive.guaranteed import RowValues
+from bayesguard.predictive.numerics import wide
+
+IntervalScore = Literal["absolute", "normalised", "cdf"]
+
+
+class Conformal(SplitConformal):
+    """Sets of classes that hold the answer with probability `1 - alpha` at least, for exchangeable examples.
+
+    Args:
+        score: "lac" (the smallest sets on average), "aps" (sets that adapt to hard examples), "raps" (the same without
+            long tails), "saps" (from ranks and the largest probability); see `bayesguard.calibration.scores`.
+        alpha: Mis-coverage that is meant where none is said.
+        by: What the guarantee holds for: "all" examples together; each "class" (Sadinle et al., 2019); each "group" that
+            `fit` and the call are given (Mondrian).
+        randomised: For all but "lac": leave out a random share of an answer's own mass, so that coverage is exact. The
+            share is a function of the example's probabilities and the seed. False: coverage is above.
+        penalty: Of "raps" and "saps", for each rank.
+        free_ranks: Ranks without a penalty, of "raps".
+        seed: See `randomised`.
+
+    A set always holds the most probable class. For one class of several, or yes and no (K = 2).
+
+    Raises:
+        BadInput: An unknown score, or targets that are no classes.
+        BadType: Predictives of numbers (use `ConformalInterval`).
+
+    Examples:
+        >>> probs = torch.rand(500, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+        >>> labels = probs.multinomial(1, generator=torch.Generator().manual_seed(1)).squeeze(-1)
+        >>> pred = Predictive.from_probs(probs)
+        >>> sets = Conformal("lac", alpha=0.2).fit(pred[:250], labels[:250])(pred[250:]).prediction_set()
+        >>> sets.shape, bool(sets.any(-1).all())
+        (torch.Size([250, 5]), True)
+    """
+
+    def __init__(
+        self,
+        score: ClassScore = "aps",
+        alpha: float = 0.1,
+        *,
+        by: Literal["all", "class", "group"] = "all",
+        randomised: bool = True,
+        penalty: float = 0.01,
+        free_ranks: int = 5,
+        seed: int = 0,
+    ) -> None:
+        if by not in ("all", "class", "group"):
+            raise BadInput(f"by must be 'all', 'class' or 'group', got {by!r}")
+        if not penalty >= 0:
+            raise BadInput(f"penalty must be 0 or more, got {penalty}")
+        super().__init__(alpha, by_group=by == "group")
+        self.score, self.by, self.randomised = check_class_score(score), by, randomised
+        self.penalty, self.free_ranks = float(penalty), check_count(free_ranks, "free_ranks", minimum=0)
+        self.seed = check_count(seed, "seed", minimum=0)
+
+    def _all_scores(self, pred: Predictive) -> Tensor:
+        seed = self.seed if self.randomised else None
+        return class_scores(_probs(pred), self.score, penalty=self.penalty, free_ranks=self.free_ranks, seed=seed)
+
+    def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
+        scores = self._all_scores(pred)
+        labels = check_labels(targets, scores.shape[:1], scores.shape[1])
+        return scores.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+    def _strata(self, pred: Predictive, targets: Tensor, groups: object) -> Tensor:
+        return targets.long() if self.by == "class" else super()._strata(pred, targets, groups)
+
+    def _answer(self, pred: Predictive, alpha: float, rows: RowValues) -> Tensor:
+        scores = self._all_scores(pred)
+        if self.by == "class":
+            bounds = self._class_bounds(alpha, rows, scores)
+        else:
+            bounds = self.bounds(alpha, rows, len(scores)).unsqueeze(-1)
+        # Rounding of sums that are equal in exact arithmetic must not decide.
+        members = scores <= bounds + 1e-12
+        return members.scatter(-1, _probs(pred).argmax(-1, keepdim=True), True)
+
+    def _class_bounds(self, alpha: float, rows: RowValues, scores: Tensor) -> Tensor:
+        columns = []
+        for label in range(scores.shape[1]):
+            own = self.strata == label
+            columns.append(
+                self._bounds_of(
+                    self.scores[own], self.weights[own], alpha, rows.get("weights"), len(scores), f" of class {label}"
+                )
+            )
+        return torch.stack(columns, dim=-1)
+
+
+class ConformalInterval(SplitConformal):
+    """Intervals that hold a real answer with probability `1 - alpha` at least, for exchangeable examples.
+
+    Args:
+        score: "absolute": the distance from the mean, the same width everywhere (Lei et al., 2018). "normalised": in
+            standard deviations of the predictive (Papadopoulos et al., 2008; Lei et al., 2018, section 5.2). "cdf": how
+            far the answer's probability integral is from one half (Chernozhukov, Wüthrich, Zhu, 2021, PNAS): the
+            interval keeps the predictive's shape.
+        alpha: Mis-coverage that is meant where none is said.
+        by_group: Whether the guarantee holds for each group; see `SplitConformal`.
+
+    Several targets an example are covered each by itself, by one bound.
+
+    Examples:
+        >>> pred = Predictive.from_normal(torch.zeros(99), 0.1)
+        >>> y = torch.randn(99, generator=torch.Generator().manual_seed(0))
+        >>> lower, upper = ConformalInterval("normalised").fit(pred, y)(pred).interval()
+        >>> bool(((lower <= y) & (y <= upper)).float().mean() > 0.89)
+        True
+    """
+
+    def __init__(self, score: IntervalScore = "normalised", alpha: float = 0.1, *, by_group: bool = False) -> None:
+        if score not in get_args(IntervalScore):
+            raise BadInput(f"score must be one of {', '.join(map(repr, get_args(IntervalScore)))}, got {score!r}")
+        super().__init__(alpha, by_group=by_group)
+        self.score = score
+
+    def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
+        targets = _real_targets(pred, targets)
+        if self.score == "cdf":
+            return (wide(pred.cdf(targets)) - 0.5).abs()
+        centre, width = self._shape(pred)
+        return (targets - centre).abs() / width
+
+    def _shape(self, pred: Predictive) -> tuple[Tensor, Tensor]:
+        centre = wide(pred.mean)
+        if self.score == "absolute":
+            return centre, torch.ones_like(centre)
+        width = wide(pred.variance).sqrt()
+        if not bool((width > 0).all() & width.isfinite().all()):
+            raise BadInput(
+                'a standard deviation is zero or infinite, and cannot be a unit; use score="absolute" or "cdf"'
+            )
+        return centre, width
+
+    def _answer(self, pred: Predictive, alpha: float, rows: RowValues) -> tuple[Tensor, Tensor]:
+        bounds = self.bounds(alpha, rows, len(pred)).reshape(-1, *[1] * (len(pred.batch_shape) - 1))
+        if self.score == "cdf":
+            share = bounds.clamp_max(0.5).expand(pred.batch_shape)
+            lower, upper = wide(pred.icdf(0.5 - share)), wide(pred.icdf(0.5 + share))
+            everything = bounds.isinf().expand(pred.batch_shape)
+            return _as(pred, lower.masked_fill(everything, -torch.inf), upper.masked_fill(everything, torch.inf))
+        centre, width = self._shape(pred)
+        return _as(pred, centre - bounds * width, centre + bounds * width)
+
+
+class ConformalQuantile(SplitConformal):
+    """The predictive's own interval, widened or narrowed by one amount until it covers (CQR).
+
+    For this `alpha` only, because the quantiles that are widened depend on it.
+
+    References:
+        Romano, Patterson, Candès, 2019, NeurIPS, theorem 1.
+
+    Examples:
+        >>> pred = Predictive.from_normal(torch.zeros(99), 0.1)
+        >>> y = torch.randn(99, generator=torch.Generator().manual_seed(0))
+        >>> lower, upper = ConformalQuantile(alpha=0.2).fit(pred, y)(pred).interval()
+        >>> bool(((lower <= y) & (y <= upper)).float().mean() >= 0.8)
+        True
+    """
+
+    def _ends(self, pred: Predictive) -> tuple[Tensor, Tensor]:
+        lower, upper = pred.icdf(self.alpha / 2), pred.icdf(1 - self.alpha / 2)  # type: ignore[arg-type]
+        return wide(lower), wide(upper)
+
+    def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
+        targets = _real_targets(pred, targets)
+        lower, upper = self._ends(pred)
+        return torch.maximum(lower - targets, targets - upper)
+
+    def _answer(self, pred: Predictive, alpha: float, rows: RowValues) -> tuple[Tensor, Tensor]:
+        if alpha != self.alpha:
+            raise BadInput(f"this ConformalQuantile was fitted for alpha={self.alpha}, not {alpha}; fit another one")
+        lower, upper = self._ends(pred)
+        bounds = self.bounds(alpha, rows, len(pred)).reshape(-1, *[1] * (len(pred.batch_shape) - 1))
+        # Narrowed by more than its width, an interval is empty; its middle stands for it.
+        middle = (lower + upper) / 2
+        return _as(pred, torch.minimum(lower - bounds, middle), torch.maximum(upper + bounds, middle))
+
+
+def _probs(pred: Predictive) -> Tensor:
+    """Class probabilities `[N, K]` of either kind of classification."""
+    if isinstance(pred, CategoricalPredictive) and len(pred.batch_shape) == 1:
+        return pred.probs
+    if isinstance(pred, BernoulliPredictive) and len(pred.batch_shape) == 1:
+        yes = pred.probs
+        return torch.stack([1 - yes, yes], dim=-1)
+    raise BadType(
+        f"Conformal is for one class (or yes and no) an example, got a {type(pred).__name__} of batch shape "
+        f"{tuple(pred.batch_shape)}; for numbers use ConformalInterval"
+    )
+
+
+def _real_targets(pred: Predictive, targets: Tensor) -> Tensor:
+    if not hasattr(pred, "icdf") or isinstance(pred, (CategoricalPredictive, BernoulliPredictive)):
+        raise BadType(
+            f"intervals are for predictives of numbers, got a {type(pred).__name__}; use Conformal for classes"
+        )
+    check_shape(targets, pred.batch_shape, "targets")
+    targets = wide(targets)
+    check_finite(targets, "targets")
+    return targets
+
+
+def _as(pred: Predictive, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Ends in the predictive's dtype, rounded outwards."""
+    if pred.dtype == lower.dtype:
+        return lower, upper
+    down, up = lower.to(pred.dtype), upper.to(pred.dtype)
+    return (
+        torch.where(wide(down) > lower, down.nextafter(torch.full_like(down, -torch.inf)), down),
+        torch.where(wide(up) < upper, up.nextafter(torch.full_like(up, torch.inf)), up),
+    )

@@ -1,0 +1,212 @@
+"""What split conformal predictors share: scores of held-out answers, and the rank among them that is a bound.
+
+V. Vovk, A. Gammerman, G. Shafer (2005). Algorithmic learning in a random world. J. Lei, M. G'Sell, A. Rinaldo,
+R. J. Tibshirani, L. Wasserman (2018). Distribution-free predictive inference for regression. JASA 113.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from bayesguard.calibration.base import Calibrator
+from bayesguard.calibration.ranks import (
+    check_scores,
+    conformal_rank,
+    effective_size,
+    warn_too_few,
+    weighted_bounds,
+)
+from bayesguard.checks import check_finite, check_level, check_shape
+from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.predictive import Predictive
+from bayesguard.predictive.guaranteed import RowValues, guaranteed
+from bayesguard.predictive.numerics import as_given
+
+# Below this many examples' worth of weight a quantile under weights says nothing.
+_LEAST_EFFECTIVE = 20
+
+
+class SplitConformal(Calibrator):
+    """Base of the conformal calibrators: scores of held-out answers, and the rank among them that is the bound.
+
+    Args:
+        alpha: Mis-coverage that is meant where none is said.
+        by_group: Whether bounds are found for each group by itself (Mondrian: Vovk et al., 2005, section 4.5); `fit` and
+            the call then take `groups=`.
+
+    Attributes:
+        scores: Of the held-out answers `[n]`, ascending within each group; what is fitted.
+        strata: The group, or the class, of each score `[n]`, int64.
+        weights: Weight of each score `[n]`; all ones unless `fit` was given some.
+    """
+
+    acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
+    needs_own_data: ClassVar[bool] = True
+    scores: Tensor
+    strata: Tensor
+    weights: Tensor
+
+    def __init__(self, alpha: float = 0.1, *, by_group: bool = False) -> None:
+        super().__init__()
+        self.alpha, self.by_group = check_level(alpha, "alpha"), by_group
+        self._keep(torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.long), torch.empty(0).double())
+        self._weighted = False
+
+    def _keep(self, scores: Tensor, strata: Tensor, weights: Tensor) -> None:
+        for name, value in (("scores", scores), ("strata", strata), ("weights", weights)):
+            self.register_buffer(name, value)
+
+    # What a kind of conformal prediction says.
+
+    @abstractmethod
+    def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
+        """Scores of the targets, float64 `[n]`, or `[n, D]` for D targets an example."""
+
+    @abstractmethod
+    def _answer(self, pred: Predictive, alpha: float, rows: RowValues) -> Any:
+        """The set or the ends of the interval."""
+
+    # What they share.
+
+    def fit(self, pred: Predictive, targets: object, *, groups: object = None, weights: object = None) -> Self:
+        """Score held-out answers: examples that neither the network nor an earlier calibrator was fitted to.
+
+        Args:
+            pred: Predictions for n examples.
+            targets: What was observed.
+            groups: With `by_group`, the group of each example, integers `[n]`.
+            weights: How much likelier each example is where predictions will be made than here, `[n]`, positive (density
+                ratios; Tibshirani et al., 2019): the call then takes `weights=` as well.
+
+        Raises:
+            BadInput: No examples, scores that are not numbers, or weights that are worth less than 20 examples.
+        """
+        if self.by_group != (groups is not None):
+            raise BadInput("groups= goes with by_group=True, and is needed there")
+        self._pending = groups, weights
+        try:
+            return super().fit(pred, targets)
+        finally:
+            self._pending = None, None
+
+    _pending: tuple[object, object] = (None, None)
+
+    def _fit(self, pred: Predictive, targets: Tensor) -> None:
+        groups, weights = self._pending
+        scores = self._score(pred, targets)
+        each = scores.numel() // len(scores)
+        flat = scores.reshape(-1)
+        check_scores(flat)
+        strata = self._strata(pred, targets, groups).repeat_interleave(each)
+        own = (
+            torch.ones_like(flat)
+            if weights is None
+            else _weights(weights, len(scores)).to(flat).repeat_interleave(each)
+        )
+        self._weighted = weights is not None
+        effective = effective_size(own) / each
+        if self._weighted and effective < _LEAST_EFFECTIVE:
+            raise BadInput(
+                f"weights of the {len(scores)} examples are worth {effective:.1f} equal ones, too few for a bound; the "
+                "held-out data are too unlike those that predictions are wanted for"
+            )
+        order = flat.argsort(stable=True)
+        order = order[strata[order].argsort(stable=True)]
+        self._keep(flat[order], strata[order], own[order])
+        self.diagnostics = {"num_examples": len(scores), "effective_examples": effective}
+        self.diagnostics |= {"num_strata": len(strata.unique())}
+
+    def _strata(self, pred: Predictive, targets: Tensor, groups: object) -> Tensor:
+        if groups is None:
+            return torch.zeros(len(targets), dtype=torch.long, device=pred.device)
+        return _groups(groups, len(targets)).to(pred.device)
+
+    def forward(self, pred: Predictive, *, groups: object = None, weights: object = None) -> Predictive:
+        """Return the predictive with guaranteed sets or intervals.
+
+        Args:
+            pred: Predictions for N examples.
+            groups: With `by_group`, the group of each example `[N]`; a group that `fit` did not see gets everything.
+            weights: Where `fit` had weights, those of these examples `[N]`.
+        """
+        if not self.fitted:
+            raise NotFitted(
+                f"this {type(self).__name__} is not fitted; call fit(pred, targets) on held-out predictions"
+            )
+        if self.by_group != (groups is not None):
+            raise BadInput("groups= goes with by_group=True, and is needed there")
+        if self._weighted != (weights is not None):
+            raise BadInput("weights= is needed where fit had weights, and only there")
+        rows: RowValues = {}
+        if groups is not None:
+            rows["groups"] = _groups(groups, len(pred)).to(pred.device)
+        if weights is not None:
+            rows["weights"] = _weights(weights, len(pred)).to(pred.device)
+        return guaranteed(pred, self._answer, self.alpha, rows)
+
+    def __call__(self, pred: Predictive, **more: Any) -> Predictive:
+        """Return the predictive with guaranteed sets or intervals; see `forward`."""
+        answer: Predictive = torch.nn.Module.__call__(self, pred, **more)
+        return answer
+
+    def _calibrate(self, pred: Predictive) -> Predictive:
+        return self.forward(pred)
+
+    def bounds(self, alpha: float, rows: RowValues, count: int) -> Tensor:
+        """Return the bound of each of `count` new examples, float64 `[count]`."""
+        groups = rows.get("groups")
+        if groups is None:
+            return self._bounds_of(self.scores, self.weights, alpha, rows.get("weights"), count)
+        found = self.scores.new_full((count,), torch.inf)
+        for group in groups.unique().tolist():
+            here, own = groups == group, self.strata == group
+            weights = rows["weights"][here] if "weights" in rows else None
+            where = f" of group {group}"
+            found[here] = self._bounds_of(self.scores[own], self.weights[own], alpha, weights, int(here.sum()), where)
+        return found
+
+    def _bounds_of(
+        self, scores: Tensor, weights: Tensor, alpha: float, own: Tensor | None, count: int, where: str = ""
+    ) -> Tensor:
+        if own is not None and len(scores):
+            return weighted_bounds(scores, weights, own.to(scores), alpha)
+        rank = conformal_rank(len(scores), alpha)
+        if rank > len(scores):
+            warn_too_few(len(scores), alpha, where)
+            return scores.new_full((count,), torch.inf)
+        return scores[rank - 1].expand(count)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        # How many scores there are is known only after a fit.
+        for name in ("scores", "strata", "weights"):
+            saved = state.get(prefix + name)
+            if saved is not None:
+                own = getattr(self, name)
+                self.register_buffer(name, torch.empty(saved.shape, dtype=saved.dtype, device=own.device))
+        super()._load_from_state_dict(state, prefix, *more)
+        self._weighted = bool((self.weights != 1).any())
+
+    def extra_repr(self) -> str:
+        size = f"{len(self.scores)} scores" if self.fitted else "not fitted"
+        return f"alpha={self.alpha}, {size}"
+
+
+def _groups(groups: object, count: int) -> Tensor:
+    values = as_given(groups, "groups")
+    check_shape(values, (count,), "groups")
+    if values.is_floating_point() or values.dtype == torch.bool:
+        raise BadType(f"groups must be integers, got {values.dtype}")
+    return values.long()
+
+
+def _weights(weights: object, count: int) -> Tensor:
+    values = as_given(weights, "weights").detach().double()
+    check_shape(values, (count,), "weights")
+    check_finite(values, "weights")
+    if not bool((values >= 0).all()) or not bool((values > 0).any()):
+        raise BadInput("weights must be 0 or more, and some of them positive")
+    return values
