@@ -240,9 +240,9 @@ class _Full(_ClassMap):
         self._declare("weight", "bias")
 
     def _search(self, pooled: _Pooled) -> _Found:
-        strengths, start = _cross_validated(pooled, self.off_diagonal_penalty, self.bias_penalty)
+        strengths = _cross_validated(pooled, self.off_diagonal_penalty, self.bias_penalty)
         self.diagnostics |= {"off_diagonal": strengths[0], "bias": strengths[1]}
-        return _minimise(pooled, _Matrix(pooled, strengths, start), _odir(strengths))
+        return _minimise(pooled, _Matrix(pooled, strengths), _odir(strengths))
 
     def _set(self, factors: Tensor, bias: Tensor) -> None:
         self._store(weight=factors, bias=bias)
@@ -610,9 +610,7 @@ def _minimise(
         return _Found(*coordinates.whole(free), norm <= tolerance, iterations, norm, free)
 
 
-def _slope(
-    pooled: _Pooled, coordinates: _Coordinates, penalty: Penalty, flat: Tensor
-) -> tuple[float, Tensor, Tensor]:
+def _slope(pooled: _Pooled, coordinates: _Coordinates, penalty: Penalty, flat: Tensor) -> tuple[float, Tensor, Tensor]:
     """Return what is minimised, and its derivatives in the free numbers of the map and in the flat ones."""
     with torch.enable_grad():
         free = coordinates.free(flat)
@@ -638,21 +636,19 @@ def _odir(strengths: tuple[float, float]) -> Penalty:
     return penalty
 
 
-def _cross_validated(
-    pooled: _Pooled, off_diagonal: float | None, bias: float | None
-) -> tuple[tuple[float, float], Tensor | None]:
+def _cross_validated(pooled: _Pooled, off_diagonal: float | None, bias: float | None) -> tuple[float, float]:
     """Return both strengths, those that were not given by the NLL of held-out folds: first one, then the other."""
     if off_diagonal is not None and bias is not None:
-        return (off_diagonal, bias), None
-    if len(pooled.labels) < 2 * _FOLDS:
-        return (_OFF_DIAGONAL[0] if off_diagonal is None else off_diagonal, _BIAS[0] if bias is None else bias), None
+        return off_diagonal, bias
+    if len(pooled.labels) < 2 * _FOLDS:  # too few to choose by
+        return _OFF_DIAGONAL[0] if off_diagonal is None else off_diagonal, _BIAS[0] if bias is None else bias
     folds = _folds(pooled)
     if off_diagonal is None:
         other = _BIAS[len(_BIAS) // 2] if bias is None else bias
         off_diagonal = _best(folds, [(strength, other) for strength in _OFF_DIAGONAL])[0]
     if bias is None:
         bias = _best(folds, [(off_diagonal, strength) for strength in _BIAS])[1]
-    return (off_diagonal, bias), None
+    return off_diagonal, bias
 
 
 def _folds(pooled: _Pooled) -> list[tuple[_Pooled, _Pooled]]:
@@ -667,13 +663,19 @@ def _folds(pooled: _Pooled) -> list[tuple[_Pooled, _Pooled]]:
 
 def _best(folds: list[tuple[_Pooled, _Pooled]], candidates: list[tuple[float, float]]) -> tuple[float, float]:
     """Return the candidate with the smallest NLL on what was held out; the first, strongest one of equals."""
-    scores = [0.0] * len(candidates)
-    for fitted, held in folds:
-        start: Tensor | None = None
-        for place, strengths in enumerate(candidates):
-            found = _minimise(fitted, _Matrix(fitted, strengths, start), _odir(strengths), tolerance=1e-4, most=200)
-            scores[place] += held(found.factors, found.bias, gradient=False).nll * len(held.labels)
-            start = found.free
+    starts: list[Tensor | None] = [None] * len(folds)
+    scores: list[float] = []
+    for strengths in candidates:
+        score = 0.0
+        for place, (fitted, held) in enumerate(folds):
+            coordinates = _Matrix(fitted, strengths, starts[place])
+            found = _minimise(fitted, coordinates, _odir(strengths), tolerance=1e-4, most=200)
+            score += held(found.factors, found.bias, gradient=False).nll * len(held.labels)
+            starts[place] = found.free
+        scores.append(score)
+        # From strong to weak the score falls and then rises, and the weak ones take longest to fit.
+        if len(scores) > 2 and min(scores) < min(scores[-2:]):
+            break
     return candidates[min(range(len(scores)), key=scores.__getitem__)]
 
 
@@ -818,7 +820,9 @@ class _AnswerMap(_Fitted):
     def extra_repr(self) -> str:
         if not self.fitted:
             return "not fitted"
-        return f"num_labels={len(self.bias)}" if self.bias.dim() else f"scale={self.scale.tolist()}, bias={self.bias:.4g}"
+        return (
+            f"num_labels={len(self.bias)}" if self.bias.dim() else f"scale={self.scale.tolist()}, bias={self.bias:.4g}"
+        )
 
 
 class PlattScaling(_AnswerMap):

@@ -331,7 +331,7 @@ def _exact_tail(count: int, statistic: float) -> float:
     matrix[:, 0] -= rest ** np.arange(1, size + 1)
     matrix[-1] -= rest ** np.arange(size, 0, -1)
     matrix[-1, 0] += max(0.0, 2 * rest - 1) ** size
-    matrix /= np.array([math.factorial(max(0, i)) for i in range(size + 1)], dtype=np.float64)[power.clip(0)]
+    matrix *= np.array([math.exp(-math.lgamma(i + 1)) for i in range(size + 1)])[power.clip(0)]
     entry = np.linalg.matrix_power(matrix, count)[place - 1, place - 1]
     return 1 - float(entry) * math.exp(math.lgamma(count + 1) - count * math.log(count))
 
