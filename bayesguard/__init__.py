@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bayesguard import testing as testing
     from bayesguard.comparison import compare as compare
     from bayesguard.evaluation import evaluate as evaluate
+    from bayesguard.monitor import CalibrationMonitor as CalibrationMonitor
     from bayesguard.stacking import stack as stack
 
 __version__ = "0.1.0.dev0"
@@ -47,6 +48,7 @@ _LAZY = {
     "evaluate": "evaluation",
     "compare": "comparison",
     "stack": "stacking",
+    "CalibrationMonitor": "monitor",
     "plots": "",
     "report": "",
     "testing": "",

@@ -36,7 +36,7 @@ LEVELS = [
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},
-    {"testing", "evaluation"},
+    {"testing", "evaluation", "monitor"},
     {"comparison", "stacking"},
     {"plots"},
     {"report", "tables"},
@@ -151,7 +151,7 @@ PUBLIC = [
     "Variational",
     "UnsupportedNetwork",
 ]
-LAZY = ["compare", "stack", "evaluate", "testing", "plots", "report"]
+LAZY = ["compare", "stack", "CalibrationMonitor", "evaluate", "testing", "plots", "report"]
 SUBMODULES = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
 
 

@@ -4,5 +4,8 @@ from bayesguard.calibration.base import Calibrator as Calibrator
 from bayesguard.calibration.conformal import Conformal as Conformal
 from bayesguard.calibration.conformal import ConformalInterval as ConformalInterval
 from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuantile
+from bayesguard.calibration.online import AdaptiveConformal as AdaptiveConformal
 from bayesguard.calibration.ranks import conformal_quantile as conformal_quantile
 from bayesguard.calibration.scaling import TemperatureScaling as TemperatureScaling
+from bayesguard.calibration.selective import SelectiveClassifier as SelectiveClassifier
+from bayesguard.calibration.selective import risk_controlled_threshold as risk_controlled_threshold
