@@ -4,6 +4,7 @@ from bayesguard.calibration.base import Calibrator as Calibrator
 from bayesguard.calibration.conformal import Conformal as Conformal
 from bayesguard.calibration.conformal import ConformalInterval as ConformalInterval
 from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuantile
+from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrection
 from bayesguard.calibration.online import AdaptiveConformal as AdaptiveConformal
 from bayesguard.calibration.ranks import conformal_quantile as conformal_quantile
 from bayesguard.calibration.scaling import TemperatureScaling as TemperatureScaling
