@@ -1,16 +1,16 @@
 """Evaluation: a predictor against data, clean and shifted, every number with its interval."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from bayesguard.checks import as_tensor, check_count, check_finite, check_level
-from bayesguard.data import Batch, is_one_shot
+from bayesguard.data import is_one_shot
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
 from bayesguard.metrics.functional.binned import ReliabilityBins, wilson_interval
@@ -21,25 +21,11 @@ from bayesguard.metrics.registry import MetricSpec, Scores, kind_of, specs_for
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictor import Predictor
 from bayesguard.results import CLEAN, MEAN, Evaluation, Result
-from bayesguard.sampling import derive_seed, stream
-from bayesguard.shift import suite
+from bayesguard.sampling import derive_seed
+from bayesguard.shifting import AnyShift as AnyShift
+from bayesguard.shifting import chosen_shifts, shifting
 
 NUM_RESAMPLES = 1000
-
-
-class AnyShift(Protocol):
-    """What a shift has to have: those of `bayesguard.shift`, or one's own."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in tables."""
-
-    @property
-    def severity(self) -> float:
-        """Its place on the axis of its kind, above 0."""
-
-    def __call__(self, inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return shifted inputs of the same rows."""
 
 
 def evaluate(
@@ -83,7 +69,7 @@ def evaluate(
     """
     check_level(confidence_level, "confidence_level")
     check_count(seed, "seed", minimum=0)
-    chosen = _chosen_shifts(shifts, seed)
+    chosen = chosen_shifts(shifts, seed)
     if chosen and isinstance(predictor, Predictive):
         raise BadType("shifts need a predictor, which can be asked again; a Predictive only has its answers")
     if chosen and is_one_shot(data):
@@ -100,7 +86,7 @@ def evaluate(
     pooled = {0.0: clean}
     for shift in chosen:
         assert isinstance(predictor, Predictor)
-        shifted, same = predictor.predict_with_targets(data, batch_size=batch_size, transform=_transform(shift, seed))
+        shifted, same = predictor.predict_with_targets(data, batch_size=batch_size, transform=shifting(shift, seed))
         check_same_targets(targets, same)
         sheet.add(shift.name, shift.severity, None, shifted, same, specs)
         pooled.setdefault(float(shift.severity), []).extend(_answers(shifted, same))
@@ -239,39 +225,6 @@ class _Sheet:
         limits = interval(value, resampled, self.confidence_level, cell.spec.bounds)
         count = cell.scores.num_examples
         return Result(cell.shift, cell.severity, cell.group, cell.spec.name, value, *limits, count)
-
-
-def _chosen_shifts(shifts: str | Sequence[AnyShift] | None, seed: int) -> list[AnyShift]:
-    if shifts is None:
-        return []
-    chosen: list[AnyShift] = [*(suite(shifts, seed) if isinstance(shifts, str) else shifts)]
-    seen: set[tuple[str, float]] = set()
-    for shift in chosen:
-        if not (callable(shift) and hasattr(shift, "name") and hasattr(shift, "severity")):
-            raise BadType(
-                f"shifts has a {type(shift).__name__}; a shift is callable and has a name and a severity, as "
-                'bayesguard.shift.Corruption("fog", severity=3)'
-            )
-        if (shift.name, shift.severity) in seen or shift.name in (CLEAN, MEAN) or not shift.severity > 0:
-            raise BadInput(
-                f"shifts has {shift.name!r} at severity {shift.severity:g}; every shift and severity may be there once, "
-                f"severities are above 0, and the names {CLEAN!r} and {MEAN!r} are taken"
-            )
-        seen.add((shift.name, shift.severity))
-    return chosen
-
-
-def _transform(shift: AnyShift, seed: int) -> Callable[[Batch, int], Batch]:
-    """Shift the first input of a batch, with noise that follows its place in the data."""
-
-    def transform(batch: Batch, offset: int) -> Batch:
-        if not batch.inputs:
-            raise BadInput("shifts change the first positional input, and the batches have keyword inputs only")
-        first, *rest = batch.inputs
-        generator = stream(first.device, seed, shift.name, repr(float(shift.severity)), offset)
-        return batch._replace(inputs=(shift(first, generator=generator), *rest))
-
-    return transform
 
 
 def _groups(groups: Any, count: int) -> list[tuple[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +25,7 @@ from bayesguard.predictive.groups import blocks
 from bayesguard.predictive.parts import Part as Part
 from bayesguard.predictive.parts import collect
 from bayesguard.sampling import Forward, Select, free_memory, own_network
+from bayesguard.shifting import chosen_shifts, shifting
 from bayesguard.transfer import on_device
 
 if TYPE_CHECKING:
@@ -298,12 +299,30 @@ class Predictor(nn.Module, ABC):
             self.forget_calibration()
         try:
             predictive, targets = self.predict_with_targets(data, batch_size=batch_size, keep_draws=True)
-            fit_in_turn(chosen, predictive, targets, self.seed)
+            fit_in_turn(chosen, predictive, targets, self.seed, self._under_shifts(data, chosen, batch_size))
         except BaseException:
             self.calibrators = before
             raise
         self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in (*kept, *chosen)).eval()
         return self
+
+    def _under_shifts(self, data: Any, chosen: Sequence[Calibrator], batch_size: int | None) -> list[Predictive]:
+        """Predictions for the data under each shift that a calibrator asks for."""
+        asked = [calibrator for calibrator in chosen if calibrator.shifts is not None]
+        if not asked:
+            return []
+        if len(asked) > 1:
+            raise BadInput(f"{len(asked)} calibrators ask for shifts; one is enough")
+        if is_one_shot(data):
+            raise BadInput("data are passed through many shifts, and can be read once only; hand in a loader or arrays")
+        draws = any(calibrator.acts_on == "draws" for calibrator in chosen)
+        shifts = chosen_shifts(asked[0].shifts, self.seed)
+        return [
+            self.predict_with_targets(
+                data, batch_size=batch_size, keep_draws=draws, transform=shifting(shift, self.seed)
+            )[0]
+            for shift in shifts
+        ]
 
     def fit(
         self,

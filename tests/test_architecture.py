@@ -20,7 +20,8 @@ LEVELS = [
     {"likelihoods", "priors"},
     {"guides"},
     {"layers"},
-    {"data", "calibration", "metrics"},
+    {"data", "metrics"},
+    {"calibration"},
     {
         "pyro_scope",
         "simulation_based_calibration",
@@ -33,6 +34,7 @@ LEVELS = [
         "training_setup",
         "transfer",
     },
+    {"shifting"},
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},

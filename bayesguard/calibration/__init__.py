@@ -10,3 +10,4 @@ from bayesguard.calibration.ranks import conformal_quantile as conformal_quantil
 from bayesguard.calibration.scaling import TemperatureScaling as TemperatureScaling
 from bayesguard.calibration.selective import SelectiveClassifier as SelectiveClassifier
 from bayesguard.calibration.selective import risk_controlled_threshold as risk_controlled_threshold
+from bayesguard.calibration.shift_aware import ShiftAwareScaling as ShiftAwareScaling

@@ -25,11 +25,13 @@ class Calibrator(nn.Module, ABC):
         acts_on: "draws" if the map changes every draw, and so needs them kept; "pooled" if it changes the mixture.
         needs_own_data: Whether it has to be fitted to examples that no calibrator before it was fitted to, because it
             promises a coverage: `Predictor.calibrate` then splits what it is given.
+        shifts: The perturbations under which it has to see the data, too (`fit_shifted`); None for nearly all.
         diagnostics: What the last fit found, by name; empty before.
     """
 
     acts_on: ClassVar[Literal["draws", "pooled"]]
     needs_own_data: ClassVar[bool] = False
+    shifts: Any = None
     is_fitted: Tensor
 
     def __init__(self) -> None:
@@ -76,6 +78,10 @@ class Calibrator(nn.Module, ABC):
             self.is_fitted = self.is_fitted.new_tensor(True)
         return self
 
+    def fit_shifted(self, preds: Sequence[Predictive], targets: Tensor) -> Self:
+        """Fit to predictions for the same examples, undisturbed first and then under each of `shifts`."""
+        raise BadType(f"{type(self).__name__} is not fitted to perturbed data")
+
     def forward(self, pred: Predictive) -> Predictive:
         """Return the calibrated predictive.
 
@@ -107,19 +113,42 @@ def check_order(calibrators: Sequence[Calibrator]) -> None:
             )
 
 
-def fit_in_turn(calibrators: Sequence[Calibrator], pred: Predictive, targets: Tensor, seed: int) -> None:
-    """Fit calibrators one after another; a last one that promises a coverage gets a random half for itself."""
+def fit_in_turn(
+    calibrators: Sequence[Calibrator],
+    pred: Predictive,
+    targets: Tensor,
+    seed: int,
+    shifted: Sequence[Predictive] = (),
+) -> None:
+    """Fit calibrators one after another; a last one that promises a coverage gets a random half for itself.
+
+    Args:
+        calibrators: In their order.
+        pred: Predictions for N examples.
+        targets: Theirs.
+        seed: Of the halves.
+        shifted: Predictions for the same examples under each shift, for calibrators that ask for them.
+    """
     *first, last = calibrators
     if not first or not last.needs_own_data:
-        for calibrator in calibrators:
-            pred = calibrator.fit(pred, targets)(pred)
+        _fit_all(calibrators, [pred, *shifted], targets)
         return
     order = torch.randperm(len(pred), generator=stream("cpu", seed, "calibration")).to(pred.device)
     half = len(pred) // 2
     ours, own = order[:half], order[half:]
     if not half:
         raise BadInput(f"{len(pred)} examples cannot be shared between {len(calibrators)} calibrators")
+    _fit_all(first, [one[ours] for one in (pred, *shifted)], targets[ours.to(targets.device)])
+    held = pred[own]
     for calibrator in first:
-        fitted = calibrator.fit(pred[ours], targets[ours.to(targets.device)])
-        pred = fitted(pred)
-    last.fit(pred[own], targets[own.to(targets.device)])
+        held = calibrator(held)
+    last.fit(held, targets[own.to(targets.device)])
+
+
+def _fit_all(calibrators: Sequence[Calibrator], preds: list[Predictive], targets: Tensor) -> None:
+    for calibrator in calibrators:
+        if calibrator.shifts is None:
+            calibrator.fit(preds[0], targets)
+        else:
+            calibrator.fit_shifted(preds, targets)
+        preds = [calibrator(pred) for pred in preds]

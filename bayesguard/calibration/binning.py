@@ -62,7 +62,7 @@ class ClassMaps(Calibrator):
         pred = _classifier(pred, type(self).__name__)
         scores, hits = self._problem(pred, targets)
         count, columns = scores.shape
-        maps = [self._fit_map(wide(scores[:, k]), hits[:, k]) for k in range(columns)]
+        maps = [self._fit_map(wide(scores[:, k]).contiguous(), hits[:, k]) for k in range(columns)]
         # The uniform distribution counts as one example.
         values = [(count * each + 1 / pred.num_classes) / (count + 1) for _, each in maps]
         self._keep("points", _filled_up((points for points, _ in maps), torch.inf), pred)
@@ -216,11 +216,11 @@ class HistogramBinning(ClassMaps):
 
     def _problem(self, pred: CategoricalPredictive | BernoulliPredictive, targets: Tensor) -> tuple[Tensor, Tensor]:
         scores, hits = super()._problem(pred, targets)
-        return (_off_edges(scores, self.num_bins) if self.binning == "width" else scores), hits
+        return (_off_edges(scores, self.num_bins, pred.dtype) if self.binning == "width" else scores), hits
 
     def _mapped(self, scores: Tensor, dtype: torch.dtype) -> Tensor:
         if self.binning == "width":
-            scores = _off_edges(scores.to(dtype), self.num_bins)
+            scores = _off_edges(scores, self.num_bins, dtype)
         place = torch.searchsorted(self.points.to(scores), scores.T.contiguous())
         return self.values.to(scores).gather(1, place).T
 
@@ -321,24 +321,24 @@ def _filled_up(rows: Iterable[Tensor], fill: float | None) -> Tensor:
 
 
 def _equal_mass_edges(scores: Tensor, num_bins: int) -> Tensor:
-    """Edges between bins of about equally many scores; equal scores all go where the first of them goes."""
+    """Edges between bins of about equally many scores; equal scores all go where the middle of them goes."""
     distinct, counts = scores.unique(return_counts=True)
-    first_rank = counts.cumsum(0) - counts
-    bins = (first_rank * num_bins).div(len(scores), rounding_mode="floor")
+    middle_rank = counts.cumsum(0) - counts.to(scores) / 2
+    bins = (middle_rank * num_bins / len(scores)).floor()
     last = bins[1:] != bins[:-1]
     below, above = distinct[:-1][last], distinct[1:][last]
     middle = below + (above - below) / 2
     return torch.where(middle < above, middle, below)  # between neighbouring floats there is no middle
 
 
-def _off_edges(scores: Tensor, num_bins: int) -> Tensor:
-    """Scores in float64, those that lie on an edge b/B in their own dtype exactly there.
+def _off_edges(scores: Tensor, num_bins: int, dtype: torch.dtype) -> Tensor:
+    """Scores in float64, exactly on an edge b/B where only the rounding of `dtype` keeps them from it.
 
-    Float32 0.3 is larger than 3/10, and would miss the bin that it closes.
+    A probability of 3/10 may come out of its logarithm above that, and would miss the bin that it closes.
     """
     values = wide(scores)
     edge = (values * num_bins).round() / num_bins
-    return torch.where(edge.to(scores.dtype) == scores, edge, values)
+    return torch.where((values - edge).abs() <= 8 * torch.finfo(dtype).eps, edge, values)
 
 
 def _with_confidence(log_probs: Tensor, top: Tensor, confidence: Tensor) -> Tensor:

@@ -133,9 +133,9 @@ def crps_decomposition(samples: object, targets: object, *, weights: object = No
         Weather and Forecasting, section 4.
 
     Examples:
-        >>> parts = crps_decomposition([[0.0, 1.0], [2.0, 3.0]], [1.0, 2.5])
+        >>> parts = crps_decomposition([[0.0, 4.0], [2.0, 6.0]], [1.0, 5.5])
         >>> [round(part.item(), 4) for part in parts], round(parts.score.item(), 4)
-        ([0.0312, 0.0, 0.375], 0.4062)
+        ([0.0312, 0.6562, 1.125], 0.5)
     """
     values, truth = ensemble(samples, targets)
     count, columns, y = len(values), values.flatten(1), truth.flatten()

@@ -191,10 +191,8 @@ def weighted_interval_score(
     crossed = (values[1:] < values[:-1]).any(0)
     if bool(crossed.any()):
         raise BadInput(f"quantiles fall from one level to the next in element {bad_row(crossed)}; sort them first")
-    over = truth - values
-    losses = 2 * torch.maximum(
-        grid.to(truth.device).unsqueeze(-1) * over, (grid.to(truth.device).unsqueeze(-1) - 1) * over
-    )
+    level, over = grid.to(truth.device).unsqueeze(-1), truth - values
+    losses = 2 * torch.maximum(level * over, (level - 1) * over)
     return weighted_mean(losses.mean(0), element_weights(weights, targets, len(truth), truth.device))
 
 
@@ -212,7 +210,8 @@ def _quantiles_of(quantiles: object, targets: object, levels: Sequence[float]) -
     if isinstance(quantiles, Predictive):
         if isinstance(quantiles, (CategoricalPredictive, BernoulliPredictive)):
             raise BadType(f"quantiles must be of real targets or counts, got {type(quantiles).__name__}")
-        quantiles = torch.stack([quantiles.icdf(torch.tensor(float(level), dtype=torch.float64)) for level in levels])
+        grid = torch.tensor(list(levels), dtype=torch.float64, device=quantiles.device)
+        quantiles = torch.stack([quantiles.icdf(level) for level in grid])
     values = as_tensor(quantiles, "quantiles").detach()
     truth = as_tensor(targets, "targets").to(values.device).detach()
     if truth.dim() == 0 or truth.numel() == 0:

@@ -96,10 +96,11 @@ def size_stratified_coverage(
         ([0.0, 1.0], 0.9, 0)
     """
     check_level(alpha, "alpha")
-    if any(check_count(a, "sizes", minimum=0) >= check_count(b, "sizes") for a, b in pairwise(sizes)):
+    whole = [check_count(size, "sizes", minimum=0) for size in sizes]
+    if any(high <= low for low, high in pairwise(whole)):
         raise BadInput(f"sizes must rise, got {list(sizes)}")
     values, covered = _covered(sets, labels)
-    ends = torch.tensor([size for size in sizes if size < values.shape[-1]], dtype=torch.long, device=values.device)
+    ends = torch.tensor([size for size in whole if size < values.shape[-1]], dtype=torch.long, device=values.device)
     index = torch.searchsorted(ends, values.sum(-1).flatten())
     return _stratified(
         index, covered, len(ends) + 1, alpha, element_weights(weights, labels, len(covered), values.device)

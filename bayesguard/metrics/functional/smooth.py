@@ -17,6 +17,8 @@ _WAVES = (1 << 8, 1 << 12, 1 << 16)
 _NARROW = 2.8
 # Cells to a cosine, and terms of the series about a cell's middle: the first left out is below 0.2^10 / 10! = 3e-14.
 _CELLS, _TERMS = 8, 10
+# Of an error, and what the search for it stops at.
+_ROUNDING = 1e-13
 # Rows whose pairs give the median distance: half a million pairs.
 _MEDIAN_ROWS = 1000
 
@@ -27,7 +29,7 @@ def smooth_calibration_error(probs: object, targets: object, *, weights: object 
     The gaps `right - confidence` are smoothed by a Gaussian kernel reflected at 0 and 1; the mean absolute smoothed gap
     falls with the bandwidth, and the error is that of the one bandwidth that it equals. Confidences are not rounded to
     a grid: the kernel is a cosine series, whose coefficients are found to 1e-13 for N rows in O(N), and the absolute
-    value is integrated between its sign changes, to about 1e-7 of the error. Below 4.3e-5 the error is that of the
+    value is integrated between its sign changes, to better than 1e-8 of the error. Below 4.3e-5 the error is that of the
     bandwidth 4.3e-5, which is not above the truth.
 
     Args:
@@ -115,13 +117,17 @@ def _smoothed(waves: Tensor, bandwidth: float) -> Tensor:
 
 def _fixed_point(waves: Tensor, low: float) -> Tensor:
     """Return the error that equals its bandwidth, which is at least `low`."""
-    high = 1.0
-    while high - low > 1e-13 * high:
-        middle = (low + high) / 2
-        error = _smoothed(waves, middle).item()
-        # The error falls with the bandwidth: the point where they are equal lies between the two.
-        low, high = max(low, min(middle, error)), min(high, max(middle, error))
-    return waves.new_tensor((low + high) / 2)
+    high, point, gap = 1.0, low, _smoothed(waves, low).item() - low
+    guess = low + gap / 2
+    # The gap falls at least as fast as the bandwidth grows: it bounds how far away the fixed point is.
+    while abs(gap) > _ROUNDING and high - low > _ROUNDING:
+        before, last = point, gap
+        point, gap = guess, _smoothed(waves, guess).item() - guess
+        low, high = max(low, point + min(gap, 0)), min(high, point + max(gap, 0))
+        guess = point - gap * (point - before) / (gap - last) if gap != last else low
+        if not low < guess < high:
+            guess = (low + high) / 2
+    return waves.new_tensor(point + gap)
 
 
 def kernel_calibration_error(probs: object, targets: object, *, bandwidth: float | None = None) -> Tensor:

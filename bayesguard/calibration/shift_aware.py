@@ -1,0 +1,369 @@
+"""One scaling whose temperature follows how far the input is from what the network knows.
+
+Related: C. Tomani, S. Gruber, M. E. Erdem, D. Cremers, F. Buettner (2021), Post-hoc uncertainty calibration for domain
+drift scenarios, CVPR; C. Tomani, F. K. Waseda, Y. Shen, D. Cremers (2023), Beyond in-domain scenarios, ICML. Both learn
+on perturbed held-out data; here the temperature is a smooth function of what the predictive itself says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from bayesguard.calibration.base import Calibrator
+from bayesguard.checks import check_count, check_labels, check_shape
+from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.metrics.functional.calibration import expected_calibration_error
+from bayesguard.predictive import CategoricalPredictive, Predictive
+from bayesguard.predictive.combine import concatenate
+from bayesguard.predictive.numerics import as_given, wide
+from bayesguard.sampling import stream
+
+_LOG_BOUND = math.log(20.0)
+_RIDGE = 1e-3
+_MOST_ROWS = 2000
+_RESAMPLES = 200
+_NUM_SIGNS = 3
+
+
+class ShiftAwareScaling(Calibrator):
+    """Raise the mixture's probabilities to a power that depends on the signs of a shift; the answer stays the same class.
+
+    Fitted on held-out data as they are and under perturbations of rising severity, it learns which temperature goes with
+    which entropy, disagreement of draws and margin, and is meant for perturbations that it never saw.
+
+    Args:
+        mode: "point": a temperature for each example, a smooth function of three signs, and the most that leaves the
+            calibration error of undisturbed data within its interval. "set": one temperature for a whole set of data,
+            from the statistics of an unlabelled batch of it (`adapt`).
+        shifts: The perturbations that `Predictor.calibrate` passes its data through: the name of a suite ("images", ...)
+            or a list of `bayesguard.shift` objects; None where `fit` is called by hand with `environments=`.
+        seed: Of the rows that are used where there are very many.
+
+    It acts on the mixture, whose answer is then one distribution: what draws disagreed about is gone.
+
+    Attributes:
+        clean_temperature: Best single temperature of the undisturbed data.
+        temperature: That of the set that was adapted to last ("set").
+        diagnostics: Calibration errors on undisturbed and perturbed data, before and after, and the interval that the
+            former had to stay in.
+
+    Examples:
+        >>> logits = torch.randn(3000, 5, generator=torch.Generator().manual_seed(0)) * 3
+        >>> shift = torch.arange(3000) % 3  # perturbed twice as much, and four times
+        >>> noise = torch.randn(3000, 5, generator=torch.Generator().manual_seed(1))
+        >>> labels = (logits + 3 * shift.unsqueeze(1) * noise).argmax(-1)
+        >>> seen = Predictive.from_logits(logits / (1 + shift.unsqueeze(1)))
+        >>> scaling = ShiftAwareScaling().fit(seen, labels, environments=shift)
+        >>> bool((scaling(seen).labels == seen.labels).all())
+        True
+    """
+
+    acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
+    clean_temperature: Tensor
+    temperature: Tensor
+    centre: Tensor
+    spread: Tensor
+    coefficients: Tensor
+    sets: Tensor
+    set_weights: Tensor
+
+    def __init__(self, mode: Literal["point", "set"] = "point", *, shifts: Any = None, seed: int = 0) -> None:
+        super().__init__()
+        if mode not in ("point", "set"):
+            raise BadInput(f"mode must be 'point' or 'set', got {mode!r}")
+        self.mode, self.shifts, self.seed = mode, shifts, check_count(seed, "seed", minimum=0)
+        for name, value in (
+            ("clean_temperature", torch.ones(())),
+            ("temperature", torch.ones(())),
+            ("centre", torch.zeros(_NUM_SIGNS)),
+            ("spread", torch.ones(_NUM_SIGNS)),
+            ("coefficients", torch.zeros(_NUM_SIGNS + 1)),
+            ("sets", torch.zeros(0, 2 * _NUM_SIGNS)),
+            ("set_weights", torch.zeros(0)),
+            ("set_scale", torch.ones(2, 2 * _NUM_SIGNS)),
+            ("set_range", torch.zeros(3)),
+        ):
+            self.register_buffer(name, value.double())
+
+    set_scale: Tensor
+    set_range: Tensor
+    _environments: object = None
+
+    def fit(self, pred: Predictive, targets: object, *, environments: object = None) -> Self:
+        """Fit to predictions for held-out data, undisturbed and perturbed.
+
+        Args:
+            pred: All of them.
+            targets: Their labels.
+            environments: For each row 0 where it is undisturbed, and the number of its perturbation `[N]`, integers.
+
+        Raises:
+            BadInput: No environments, or fewer than two perturbed ones.
+        """
+        if environments is None:
+            raise BadInput(
+                "ShiftAwareScaling learns from perturbed data: pass environments= (0 for undisturbed rows), or set shifts= "
+                "and call predictor.calibrate"
+            )
+        self._environments = environments
+        try:
+            return super().fit(pred, targets)
+        finally:
+            self._environments = None
+
+    def fit_shifted(self, preds: Sequence[Predictive], targets: Tensor) -> Self:
+        rows = torch.arange(len(preds)).repeat_interleave(len(targets))
+        return self.fit(concatenate(preds), targets.repeat(len(preds)), environments=rows)
+
+    def _fit(self, pred: Predictive, targets: Tensor) -> None:
+        log_probs = _log_probs(pred)
+        labels = check_labels(targets, log_probs.shape[:1], log_probs.shape[1])
+        environments = as_given(self._environments, "environments").to(labels.device)
+        check_shape(environments, labels.shape, "environments")
+        found = self._groups(pred, log_probs, labels, environments)
+        clean = found[0]
+        self.clean_temperature = log_probs.new_tensor(_best_temperature(clean))
+        self.centre, self.spread = clean.signs.mean(0), clean.signs.std(0).clamp_min(1e-6)
+        if self.mode == "set":
+            self._fit_sets(found)
+        else:
+            self._fit_points(found)
+
+    def _groups(self, pred: Predictive, log_probs: Tensor, labels: Tensor, environments: Tensor) -> list[_Group]:
+        numbers = environments.unique().tolist()
+        if 0 not in numbers or len(numbers) < 3:
+            raise BadInput(
+                "environments must have 0 (undisturbed) and two perturbations at least, got "
+                f"{', '.join(map(str, numbers[:6]))}"
+            )
+        signs = _signs(pred, log_probs)
+        found = []
+        for number in numbers:
+            rows = (environments == number).nonzero().squeeze(-1)
+            if len(rows) > _MOST_ROWS:
+                order = torch.randperm(len(rows), generator=stream("cpu", self.seed, "rows", int(number)))
+                rows = rows[order[:_MOST_ROWS].to(rows.device)]
+            found.append(_Group(log_probs[rows], labels[rows], signs[rows]))
+        return found
+
+    # One temperature for each example.
+
+    def _fit_points(self, found: list[_Group]) -> None:
+        clean = found[0]
+        before, upper = _error_and_bound(clean, self.clean_temperature.expand(len(clean.labels)), self.seed)
+        share = 1.0
+        while True:
+            # More weight on undisturbed data, until their calibration error is what one temperature would leave it.
+            self.coefficients = self._minimised(found, share)
+            after = _error(clean, self._of_signs(clean.signs))
+            if after <= upper or share >= 1024:
+                break
+            share *= 2
+        if after > upper:
+            start = torch.zeros_like(self.coefficients)
+            start[0] = self.clean_temperature.log()
+            self.coefficients, after = start, before
+        self.diagnostics = {
+            "clean_ece_with_one_temperature": before,
+            "clean_ece": after,
+            "clean_ece_upper": upper,
+            "clean_share": share,
+            "perturbed_ece_with_one_temperature": _mean_error(
+                found[1:], lambda g: self.clean_temperature.expand(len(g.labels))
+            ),
+            "perturbed_ece": _mean_error(found[1:], lambda g: self._of_signs(g.signs)),
+            "num_environments": len(found),
+        }
+
+    def _minimised(self, found: list[_Group], share: float) -> Tensor:
+        start = torch.zeros(_NUM_SIGNS + 1, dtype=torch.float64, device=self.centre.device)
+        start[0] = self.clean_temperature.log()
+        coefficients = start.clone().requires_grad_(True)
+        optimizer = torch.optim.LBFGS([coefficients], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-8)
+
+        def objective() -> Tensor:
+            optimizer.zero_grad()
+            terms = [_nll(group, self._of_signs(group.signs, coefficients)) for group in found]
+            loss = (share * terms[0] + torch.stack(terms[1:]).mean()) / (1 + share)
+            loss = loss + _RIDGE * coefficients[1:].square().sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(objective)
+        return coefficients.detach()
+
+    def _of_signs(self, signs: Tensor, coefficients: Tensor | None = None) -> Tensor:
+        own = self.coefficients if coefficients is None else coefficients
+        units = ((signs - self.centre) / self.spread).clamp(-4, 4)
+        # Smoothly between the bounds.
+        return (_LOG_BOUND * torch.tanh((own[0] + units @ own[1:]) / _LOG_BOUND)).exp()
+
+    # One temperature for a set.
+
+    def _fit_sets(self, found: list[_Group]) -> None:
+        raw = torch.stack([_statistics(group.signs) for group in found])
+        wanted = torch.tensor([math.log(_best_temperature(group)) for group in found]).to(raw)
+        self.set_scale = torch.stack([raw.mean(0), raw.std(0).clamp_min(1e-6)])
+        self.sets = (raw - self.set_scale[0]) / self.set_scale[1]
+        distance = torch.cdist(self.sets, self.sets)
+        width = distance[distance > 0].median() if bool((distance > 0).any()) else distance.new_ones(())
+        kernel = (-0.5 * (distance / width).square()).exp()
+        ridge, errors = _chosen_ridge(kernel, wanted - wanted.mean())
+        solved = torch.linalg.solve(kernel + _ridges(ridge, kernel).diag(), wanted - wanted.mean())
+        self.set_weights = solved
+        # Of the mean, the width, and how far answers may go: no further than what was seen.
+        self.set_range = torch.stack([wanted.mean(), width, wanted.amax()])
+        self.temperature = self.clean_temperature.clone()
+        self.diagnostics = {
+            "log_temperature_rmse": errors,
+            "num_environments": len(found),
+            "perturbed_ece_with_one_temperature": _mean_error(
+                found[1:], lambda g: self.clean_temperature.expand(len(g.labels))
+            ),
+            "perturbed_ece": _mean_error(found[1:], lambda g: self._of_set(g.signs).expand(len(g.labels))),
+            "clean_ece": _error(found[0], self._of_set(found[0].signs).expand(len(found[0].labels))),
+        }
+
+    def _of_set(self, signs: Tensor) -> Tensor:
+        mean, width, highest = self.set_range
+        own = (_statistics(signs) - self.set_scale[0]) / self.set_scale[1]
+        kernel = (-0.5 * (torch.cdist(own.unsqueeze(0), self.sets)[0] / width).square()).exp()
+        return (mean + kernel @ self.set_weights).clamp(-_LOG_BOUND, max(float(highest), 0.0)).exp()
+
+    @torch.no_grad()
+    def adapt(self, pred: Predictive) -> Self:
+        """Find the temperature of new data from predictions for an unlabelled batch of them, and use it from now on.
+
+        Args:
+            pred: Predictions for a hundred examples at least, all of one kind.
+
+        Raises:
+            NotFitted: `fit` comes first.
+            BadInput: mode="point", or too few examples.
+        """
+        if not self.fitted:
+            raise NotFitted("this ShiftAwareScaling is not fitted; call fit, or predictor.calibrate")
+        if self.mode != "set":
+            raise BadInput('adapt is for mode="set"; with mode="point" every example has its own temperature')
+        if len(pred) < 100:
+            raise BadInput(f"pred has {len(pred)} examples; their statistics need 100 at least")
+        log_probs = _log_probs(pred)
+        self.temperature = self._of_set(_signs(pred, log_probs).to(self.centre))
+        return self
+
+    def _calibrate(self, pred: Predictive) -> Predictive:
+        log_probs = _log_probs(pred)
+        if self.mode == "set":
+            temperatures = self.temperature.expand(len(log_probs))
+        else:
+            temperatures = self._of_signs(_signs(pred, log_probs).to(self.centre))
+        scaled = log_probs / temperatures.to(log_probs).unsqueeze(-1)
+        return CategoricalPredictive(scaled.to(pred.dtype).unsqueeze(0), exact=pred.exact)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        for name in ("sets", "set_weights"):
+            if prefix + name in state:
+                self.register_buffer(name, torch.empty_like(state[prefix + name], device=self.sets.device))
+        super()._load_from_state_dict(state, prefix, *more)
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}, {'fitted' if self.fitted else 'not fitted'}"
+
+
+class _Group(NamedTuple):
+    """One environment: pooled log-probabilities `[n, K]`, labels `[n]`, signs `[n, 3]`."""
+
+    log_probs: Tensor
+    labels: Tensor
+    signs: Tensor
+
+
+def _log_probs(pred: Predictive) -> Tensor:
+    if not isinstance(pred, CategoricalPredictive) or len(pred.batch_shape) != 1:
+        raise BadType(f"ShiftAwareScaling is for one class of several an example, got a {type(pred).__name__}")
+    return wide(pred.logits).log_softmax(-1)
+
+
+def _signs(pred: Predictive, log_probs: Tensor) -> Tensor:
+    """What tells of a shift: entropy (of 1 at most), square root of the mutual information, and the margin."""
+    total, _, epistemic = pred.uncertainty()
+    first, second = log_probs.topk(2, dim=-1).values.unbind(-1)
+    margin = (first - second).clamp_max(20.0) / 20
+    return torch.stack([wide(total) / math.log(log_probs.shape[1]), wide(epistemic).sqrt(), margin.sqrt()], dim=-1)
+
+
+def _statistics(signs: Tensor) -> Tensor:
+    return torch.cat([signs.mean(0), signs.std(0)])
+
+
+def _nll(group: _Group, temperatures: Tensor) -> Tensor:
+    scaled = (group.log_probs / temperatures.unsqueeze(-1)).log_softmax(-1)
+    return -scaled.gather(-1, group.labels.unsqueeze(-1)).mean()
+
+
+def _best_temperature(group: _Group) -> float:
+    """The single temperature of the smallest NLL, by golden section: the NLL is convex in its reciprocal."""
+    low, high = -_LOG_BOUND, _LOG_BOUND
+    ratio = (math.sqrt(5) - 1) / 2
+
+    def at(log_temperature: float) -> float:
+        return float(_nll(group, group.log_probs.new_full((len(group.labels),), math.exp(log_temperature))))
+
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    values = at(left), at(right)
+    while high - low > 1e-4:
+        if values[0] < values[1]:
+            high, right = right, left
+            left = high - ratio * (high - low)
+            values = at(left), values[0]
+        else:
+            low, left = left, right
+            right = low + ratio * (high - low)
+            values = values[1], at(right)
+    return math.exp((low + high) / 2)
+
+
+def _scaled(group: _Group, temperatures: Tensor) -> Tensor:
+    return (group.log_probs / temperatures.unsqueeze(-1)).softmax(-1)
+
+
+def _error(group: _Group, temperatures: Tensor) -> float:
+    return float(expected_calibration_error(_scaled(group, temperatures), group.labels))
+
+
+def _mean_error(groups: list[_Group], temperatures: Any) -> float:
+    return sum(_error(group, temperatures(group)) for group in groups) / len(groups)
+
+
+def _error_and_bound(group: _Group, temperatures: Tensor, seed: int) -> tuple[float, float]:
+    """Calibration error, and the 97.5 % quantile of it over resampled examples."""
+    probs = _scaled(group, temperatures)
+    generator = stream("cpu", seed, "bootstrap")
+    values = []
+    for _ in range(_RESAMPLES):
+        rows = torch.randint(len(probs), (len(probs),), generator=generator).to(probs.device)
+        values.append(float(expected_calibration_error(probs[rows], group.labels[rows])))
+    return _error(group, temperatures), float(torch.tensor(values).quantile(0.975))
+
+
+def _ridges(ridge: float, kernel: Tensor) -> Tensor:
+    """The ridge of each environment: next to none for the undisturbed one, whose temperature is to be met."""
+    ridges = kernel.new_full((len(kernel),), ridge)
+    ridges[0] = 1e-3 * ridge
+    return ridges
+
+
+def _chosen_ridge(kernel: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """The ridge with the smallest leave-one-out error, and that error (root mean square)."""
+    best = (math.inf, 1.0)
+    for ridge in (1e-3, 1e-2, 1e-1, 1.0):
+        inverse = torch.linalg.inv(kernel + _ridges(ridge, kernel).diag())
+        residuals = (inverse @ wanted) / inverse.diagonal()
+        best = min(best, (float(residuals.square().mean().sqrt()), ridge))
+    return best[1], best[0]

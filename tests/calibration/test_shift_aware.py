@@ -1,0 +1,143 @@
+"""ShiftAwareScaling: families that it never saw, undisturbed data left alone, and the same class always."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bayesguard as bg
+from bayesguard.calibration import Conformal, ShiftAwareScaling, TemperatureScaling
+from bayesguard.calibration.shift_aware import _best_temperature, _Group
+from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.metrics.functional import expected_calibration_error
+
+ROWS = 1500
+
+
+def world(strength: float, seed: int, kind: str = "noise") -> tuple[bg.Predictive, Tensor]:
+    """Five draws that see the truth through more noise the stronger the shift is, and take themselves for clear."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = 3 * torch.randn(ROWS, 4, generator=generator)
+    labels = truth.softmax(-1).multinomial(1, generator=generator).squeeze(-1)
+    fade = 1 / (1 + strength) if kind == "noise" else 1 / (1 + strength) ** 0.7
+    noise = 3 * (1 - fade**2) ** 0.5 * torch.randn(ROWS, 4, generator=generator)
+    own = 0.5 * strength * torch.randn(5, ROWS, 4, generator=generator)
+    return bg.Predictive.from_logits(fade * truth + noise + own, draws=True), labels
+
+
+def joined(strengths: list[float], seed: int, kind: str = "noise") -> tuple[bg.Predictive, Tensor, Tensor]:
+    parts = [world(strength, seed + k, kind) for k, strength in enumerate(strengths)]
+    environments = torch.arange(len(parts)).repeat_interleave(ROWS)
+    return bg.predictive.concatenate([p for p, _ in parts]), torch.cat([y for _, y in parts]), environments
+
+
+STRENGTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0]
+
+
+def error(pred: Any, labels: Tensor) -> float:
+    return float(expected_calibration_error(pred.probs, labels))
+
+
+@pytest.mark.parametrize("mode", ["point", "set"])
+def test_an_unseen_kind_of_shift(mode: Any) -> None:
+    pred, labels, environments = joined([k / 10 for k in range(25)], 0)
+    scaling = ShiftAwareScaling(mode).fit(pred, labels, environments=environments)
+    plain = TemperatureScaling().fit(*world(0.0, 0))
+    gains = []
+    for strength in (0.5, 1.0, 1.8):
+        new, truth = world(strength, 900 + int(10 * strength), kind="other")
+        if mode == "set":
+            scaling.adapt(new)
+        gains.append((error(scaling(new), truth), error(plain(new), truth)))
+    ours, theirs = (sum(values) for values in zip(*gains, strict=True))
+    assert ours < (0.5 if mode == "set" else 0.8) * theirs
+    clean, truth = world(0.0, 77)
+    if mode == "set":
+        scaling.adapt(clean)
+    assert error(scaling(clean), truth) < error(plain(clean), truth) + 0.02
+
+
+def test_the_constraint_on_undisturbed_data_matters() -> None:
+    pred, labels, environments = joined(STRENGTHS, 0)
+    found = ShiftAwareScaling().fit(pred, labels, environments=environments).diagnostics
+    assert found["clean_ece"] <= found["clean_ece_upper"]
+    assert found["perturbed_ece"] < found["perturbed_ece_with_one_temperature"]
+
+
+@pytest.mark.parametrize("mode", ["point", "set"])
+def test_the_class_stays_and_states_load(mode: Any) -> None:
+    pred, labels, environments = joined(STRENGTHS, 0)
+    scaling = ShiftAwareScaling(mode).fit(pred, labels, environments=environments)
+    new, _ = world(1.0, 5)
+    if mode == "set":
+        before = scaling(new).probs
+        clean = (new.logits.double() / scaling.clean_temperature).softmax(-1).float()
+        assert torch.allclose(before, clean, atol=1e-6)
+        scaling.adapt(new)
+        assert not torch.equal(scaling(new).probs, before)
+    assert torch.equal(scaling(new).labels, new.labels)
+    loaded = ShiftAwareScaling(mode)
+    loaded.load_state_dict(scaling.state_dict())
+    assert torch.equal(loaded(new).probs, scaling(new).probs)
+    assert torch.allclose(scaling(new[:7]).probs, scaling(new).probs[:7])
+
+
+def test_the_best_temperature_is_that_of_temperature_scaling() -> None:
+    logits = 4 * torch.randn(800, 5, generator=torch.Generator().manual_seed(0))
+    labels = (logits / 3).softmax(-1).multinomial(1, generator=torch.Generator().manual_seed(1)).squeeze(-1)
+    pred = bg.Predictive.from_logits(logits)
+    group = _Group(pred.logits.double(), labels, torch.zeros(800, 3))
+    want = float(TemperatureScaling().fit(pred, labels).temperature)
+    assert _best_temperature(group) == pytest.approx(want, rel=1e-3)
+
+
+def test_a_predictor_passes_its_data_through_the_shifts() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.rand(240, 1, 8, 8), torch.arange(240) % 3
+    images[:, 0, :4] += labels[:, None, None] / 3
+    images = images.clamp(0, 1)
+    predictor = bg.Deterministic(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    predictor.fit((images, labels), epochs=10, batch_size=40)
+    shifts = [bg.shift.Corruption("gaussian_noise", severity) for severity in (1, 3, 5)]
+    scaling = ShiftAwareScaling(shifts=shifts)
+    predictor.calibrate((images, labels), TemperatureScaling(), scaling, Conformal("lac"))
+    assert scaling.diagnostics["num_environments"] == 4
+    fitted: Any = list(predictor.calibrators)
+    assert fitted[0].diagnostics["num_examples"] == fitted[2].diagnostics["num_examples"] == 120
+    assert predictor(images).prediction_set().shape == (240, 3)
+    with pytest.raises(BadInput, match="can be read once only"):
+        predictor.calibrate(iter([(images, labels)]), ShiftAwareScaling(shifts=shifts))
+
+
+PRED, LABELS, ENVIRONMENTS = joined([0.0, 0.5, 1.0], 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ShiftAwareScaling("batch"), BadInput, "mode must be"),  # type: ignore[arg-type]
+        (lambda: ShiftAwareScaling().fit(PRED, LABELS), BadInput, "pass environments="),
+        (lambda: ShiftAwareScaling().fit(PRED, LABELS, environments=ENVIRONMENTS + 1), BadInput, "must have 0"),
+        (lambda: ShiftAwareScaling().fit(PRED, LABELS, environments=ENVIRONMENTS[:5]), BadInput, "shape"),
+        (lambda: ShiftAwareScaling("set").adapt(PRED), NotFitted, "not fitted"),
+        (
+            lambda: ShiftAwareScaling().fit(PRED, LABELS, environments=ENVIRONMENTS).adapt(PRED),
+            BadInput,
+            'adapt is for mode="set"',
+        ),
+        (
+            lambda: ShiftAwareScaling("set").fit(PRED, LABELS, environments=ENVIRONMENTS).adapt(PRED[:50]),
+            BadInput,
+            "need 100 at least",
+        ),
+        (
+            lambda: ShiftAwareScaling().fit(bg.Predictive.from_normal([0.0], [1.0]), [0.0], environments=[0]),
+            BadType,
+            "one class of several",
+        ),
+    ],
+)
+def test_what_is_refused(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
