@@ -28,6 +28,8 @@ _RIDGE = 1e-3
 _MOST_ROWS = 2000
 _RESAMPLES = 200
 _NUM_SIGNS = 3
+_NUM_STATISTICS = 2 * _NUM_SIGNS + 1
+_PARTS, _CLEAN_PARTS = 4, 16
 
 
 class ShiftAwareScaling(Calibrator):
@@ -83,9 +85,9 @@ class ShiftAwareScaling(Calibrator):
             ("centre", torch.zeros(_NUM_SIGNS)),
             ("spread", torch.ones(_NUM_SIGNS)),
             ("coefficients", torch.zeros(_NUM_SIGNS + 1)),
-            ("sets", torch.zeros(0, 2 * _NUM_SIGNS)),
+            ("sets", torch.zeros(0, _NUM_STATISTICS)),
             ("set_weights", torch.zeros(0)),
-            ("set_scale", torch.ones(2, 2 * _NUM_SIGNS)),
+            ("set_scale", torch.ones(2, _NUM_STATISTICS)),
             ("set_range", torch.zeros(3)),
         ):
             self.register_buffer(name, value.double())
@@ -207,15 +209,22 @@ class ShiftAwareScaling(Calibrator):
     # One temperature for a set.
 
     def _fit_sets(self, found: list[_Group]) -> None:
-        raw = torch.stack([_statistics(group.signs) for group in found])
-        wanted = torch.tensor([math.log(_best_temperature(group)) for group in found]).to(raw)
+        # Parts of each environment show how far statistics vary by chance; the undisturbed one counts more often.
+        parts = [
+            part for k, group in enumerate(found) for part in self._parts(group, _CLEAN_PARTS if k == 0 else _PARTS)
+        ]
+        raw = torch.stack([_statistics(part.signs, part.log_probs) for part in parts])
+        each = [math.log(_best_temperature(group)) for group in found]
+        counts = torch.tensor([_CLEAN_PARTS] + [_PARTS] * (len(found) - 1))
+        wanted = torch.tensor(each).repeat_interleave(counts).to(raw)
         self.set_scale = torch.stack([raw.mean(0), raw.std(0).clamp_min(1e-6)])
         self.sets = (raw - self.set_scale[0]) / self.set_scale[1]
         distance = torch.cdist(self.sets, self.sets)
-        width = distance[distance > 0].median() if bool((distance > 0).any()) else distance.new_ones(())
+        width = 2 * distance[distance > 0].median() if bool((distance > 0).any()) else distance.new_ones(())
         kernel = (-0.5 * (distance / width).square()).exp()
-        ridge, errors = _chosen_ridge(kernel, wanted - wanted.mean())
-        solved = torch.linalg.solve(kernel + _ridges(ridge, kernel).diag(), wanted - wanted.mean())
+        groups = torch.arange(len(found)).repeat_interleave(counts).to(raw.device)
+        ridge, errors = _chosen_ridge(kernel, wanted - wanted.mean(), groups)
+        solved = torch.linalg.solve(kernel + ridge * torch.eye(len(raw)).to(kernel), wanted - wanted.mean())
         self.set_weights = solved
         # Of the mean, the width, and how far answers may go: no further than what was seen.
         self.set_range = torch.stack([wanted.mean(), width, wanted.amax()])
@@ -226,13 +235,25 @@ class ShiftAwareScaling(Calibrator):
             "perturbed_ece_with_one_temperature": _mean_error(
                 found[1:], lambda g: self.clean_temperature.expand(len(g.labels))
             ),
-            "perturbed_ece": _mean_error(found[1:], lambda g: self._of_set(g.signs).expand(len(g.labels))),
-            "clean_ece": _error(found[0], self._of_set(found[0].signs).expand(len(found[0].labels))),
+            "perturbed_ece": _mean_error(found[1:], lambda g: self._of_set(g.signs, g.log_probs).expand(len(g.labels))),
+            "clean_ece": _error(
+                found[0], self._of_set(found[0].signs, found[0].log_probs).expand(len(found[0].labels))
+            ),
         }
 
-    def _of_set(self, signs: Tensor) -> Tensor:
+    def _parts(self, group: _Group, count: int) -> list[_Group]:
+        """Random halves of an environment's rows."""
+        size = max(2, len(group.labels) // 2)
+        generator = stream("cpu", self.seed, "parts")
+        found = []
+        for _ in range(count):
+            rows = torch.randperm(len(group.labels), generator=generator)[:size].to(group.labels.device)
+            found.append(_Group(group.log_probs[rows], group.labels[rows], group.signs[rows]))
+        return found
+
+    def _of_set(self, signs: Tensor, log_probs: Tensor) -> Tensor:
         mean, width, highest = self.set_range
-        own = (_statistics(signs) - self.set_scale[0]) / self.set_scale[1]
+        own = (_statistics(signs, log_probs) - self.set_scale[0]) / self.set_scale[1]
         kernel = (-0.5 * (torch.cdist(own.unsqueeze(0), self.sets)[0] / width).square()).exp()
         return (mean + kernel @ self.set_weights).clamp(-_LOG_BOUND, max(float(highest), 0.0)).exp()
 
@@ -254,7 +275,7 @@ class ShiftAwareScaling(Calibrator):
         if len(pred) < 100:
             raise BadInput(f"pred has {len(pred)} examples; their statistics need 100 at least")
         log_probs = _log_probs(pred)
-        self.temperature = self._of_set(_signs(pred, log_probs).to(self.centre))
+        self.temperature = self._of_set(_signs(pred, log_probs).to(self.centre), log_probs.to(self.centre))
         return self
 
     def _calibrate(self, pred: Predictive) -> Predictive:
@@ -298,8 +319,11 @@ def _signs(pred: Predictive, log_probs: Tensor) -> Tensor:
     return torch.stack([wide(total) / math.log(log_probs.shape[1]), wide(epistemic).sqrt(), margin.sqrt()], dim=-1)
 
 
-def _statistics(signs: Tensor) -> Tensor:
-    return torch.cat([signs.mean(0), signs.std(0)])
+def _statistics(signs: Tensor, log_probs: Tensor) -> Tensor:
+    """What tells of a set: mean and spread of the signs, and how evenly its answers use the classes `[7]`."""
+    shares = log_probs.exp().mean(0)
+    evenness = -torch.special.xlogy(shares, shares).sum() / math.log(len(shares))
+    return torch.cat([signs.mean(0), signs.std(0), evenness.reshape(1)])
 
 
 def _nll(group: _Group, temperatures: Tensor) -> Tensor:
@@ -352,18 +376,15 @@ def _error_and_bound(group: _Group, temperatures: Tensor, seed: int) -> tuple[fl
     return _error(group, temperatures), float(torch.tensor(values).quantile(0.975))
 
 
-def _ridges(ridge: float, kernel: Tensor) -> Tensor:
-    """The ridge of each environment: next to none for the undisturbed one, whose temperature is to be met."""
-    ridges = kernel.new_full((len(kernel),), ridge)
-    ridges[0] = 1e-3 * ridge
-    return ridges
-
-
-def _chosen_ridge(kernel: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """The ridge with the smallest leave-one-out error, and that error (root mean square)."""
+def _chosen_ridge(kernel: Tensor, wanted: Tensor, groups: Tensor) -> tuple[float, float]:
+    """The ridge with the smallest error where each environment is left out with all its parts, and that error (RMSE)."""
     best = (math.inf, 1.0)
     for ridge in (1e-3, 1e-2, 1e-1, 1.0):
-        inverse = torch.linalg.inv(kernel + _ridges(ridge, kernel).diag())
-        residuals = (inverse @ wanted) / inverse.diagonal()
-        best = min(best, (float(residuals.square().mean().sqrt()), ridge))
+        inverse = torch.linalg.inv(kernel + ridge * torch.eye(len(kernel)).to(kernel))
+        solved = inverse @ wanted
+        residuals = []
+        for group in groups.unique():
+            own = groups == group
+            residuals.append(torch.linalg.solve(inverse[own][:, own], solved[own]))
+        best = min(best, (float(torch.cat(residuals).square().mean().sqrt()), ridge))
     return best[1], best[0]
