@@ -126,6 +126,21 @@ def shift(
 
 
 @benchmark.command()
+def unseen(
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")] = "digits",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    seed: Annotated[int, typer.Option(help="Of the split, the networks and the shifts.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
+) -> None:
+    """Calibration on kinds of shift that calibration never saw."""
+    from bayesguard.benchmarks.unseen import run
+
+    run(data, device=device, out=out, seed=seed, epochs=epochs, limit=limit)
+
+
+@benchmark.command()
 def speed(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     cases: Annotated[str, typer.Option(help="Cases, separated by commas. All by default.")] = "",

@@ -106,13 +106,13 @@ def run(
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods:
         raise BadInput(f"method must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    chosen = _device(device)
+    chosen = choose_device(device)
     images, settings = load(data, seed=seed, limit=limit), SETTINGS[data]
     evaluations: dict[str, Evaluation] = {}
     for name in methods:
         label, build = METHODS[name]
         start = time.perf_counter()
-        predictor = build(_factory(settings, images), seed, partial(_fit, images, settings, epochs, chosen))
+        predictor = build(factory(settings, images), seed, partial(train, images, settings, epochs, chosen))
         trained = time.perf_counter()
         evaluate = partial(bg.evaluate, data=images.test, metrics=list(METRICS), shifts=settings.suite, seed=seed)
         evaluations[label] = evaluate(predictor)
@@ -125,7 +125,8 @@ def run(
     return evaluations
 
 
-def _factory(settings: Settings, images: ImageSet) -> Callable[[int], nn.Module]:
+def factory(settings: Settings, images: ImageSet) -> Callable[[int], nn.Module]:
+    """Return what makes the data set's network."""
     _, channels, side, _ = images.train[0].shape
     return lambda seed: settings.network(channels, images.num_classes, side)
 
@@ -135,7 +136,8 @@ def _seeded(make: Callable[[int], nn.Module], seed: int) -> nn.Module:
         return make(seed)
 
 
-def _fit(images: ImageSet, settings: Settings, epochs: int | None, device: torch.device, predictor: Predictor) -> None:
+def train(images: ImageSet, settings: Settings, epochs: int | None, device: torch.device, predictor: Predictor) -> None:
+    """Train a predictor as the data set's settings say."""
     predictor.to(device)
     predictor.fit(
         images.train,
@@ -145,7 +147,8 @@ def _fit(images: ImageSet, settings: Settings, epochs: int | None, device: torch
     )
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name, CUDA for "auto" where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda"):
