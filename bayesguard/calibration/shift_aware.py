@@ -30,6 +30,9 @@ _RESAMPLES = 200
 _NUM_SIGNS = 3
 _NUM_STATISTICS = 2 * _NUM_SIGNS + 1
 _PARTS, _CLEAN_PARTS = 4, 16
+# Weight of undisturbed data to the mean of all perturbed ones. Of 1, 4, 16, 64 and 256, the smallest that cost nothing on
+# undisturbed digits and Fashion-MNIST with families of perturbations left out.
+_CLEAN_SHARE = 64.0
 
 
 class ShiftAwareScaling(Calibrator):
@@ -158,12 +161,12 @@ class ShiftAwareScaling(Calibrator):
     def _fit_points(self, found: list[_Group]) -> None:
         clean = found[0]
         before, upper = _error_and_bound(clean, self.clean_temperature.expand(len(clean.labels)), self.seed)
-        share = 1.0
+        share = _CLEAN_SHARE
         while True:
             # More weight on undisturbed data, until their calibration error is what one temperature would leave it.
             self.coefficients = self._minimised(found, share)
             after = _error(clean, self._of_signs(clean.signs))
-            if after <= upper or share >= 1024:
+            if after <= upper or share >= 16 * _CLEAN_SHARE:
                 break
             share *= 2
         if after > upper:
@@ -183,16 +186,26 @@ class ShiftAwareScaling(Calibrator):
         }
 
     def _minimised(self, found: list[_Group], share: float) -> Tensor:
-        start = torch.zeros(_NUM_SIGNS + 1, dtype=torch.float64, device=self.centre.device)
-        start[0] = self.clean_temperature.log()
-        coefficients = start.clone().requires_grad_(True)
+        """The coefficients of the smallest NLL, undisturbed data weighted by `share` to the mean of all perturbed."""
+        log_probs, labels, signs = (torch.cat(parts) for parts in zip(*found, strict=True))
+        weights = torch.cat(
+            [
+                group.log_probs.new_full(
+                    (len(group.labels),), (share if k == 0 else 1 / (len(found) - 1)) / len(group.labels)
+                )
+                for k, group in enumerate(found)
+            ]
+        ) / (1 + share)
+        coefficients = torch.zeros(_NUM_SIGNS + 1, dtype=torch.float64, device=self.centre.device)
+        coefficients[0] = self.clean_temperature.log()
+        coefficients.requires_grad_(True)
         optimizer = torch.optim.LBFGS([coefficients], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-8)
 
         def objective() -> Tensor:
             optimizer.zero_grad()
-            terms = [_nll(group, self._of_signs(group.signs, coefficients)) for group in found]
-            loss = (share * terms[0] + torch.stack(terms[1:]).mean()) / (1 + share)
-            loss = loss + _RIDGE * coefficients[1:].square().sum()
+            scaled = (log_probs / self._of_signs(signs, coefficients).unsqueeze(-1)).log_softmax(-1)
+            nll = -(weights * scaled.gather(-1, labels.unsqueeze(-1)).squeeze(-1)).sum()
+            loss = nll + _RIDGE * coefficients[1:].square().sum()
             loss.backward()
             return loss
 
