@@ -306,6 +306,31 @@ class Predictor(nn.Module, ABC):
         self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in (*kept, *chosen)).eval()
         return self
 
+    def adapt(self, data: Any, *, batch_size: int | None = None) -> Self:
+        """Let calibrators follow unlabelled data: `PriorCorrection`, and `ShiftAwareScaling` with mode="set".
+
+        Args:
+            data: Data of the new kind; targets are not used.
+            batch_size: Rows a batch, where `data` is an array.
+
+        Raises:
+            BadInput: No calibrator that follows unlabelled data.
+        """
+        if not any(calibrator.can_adapt for calibrator in self.calibrators):
+            raise BadInput(
+                "no calibrator follows unlabelled data; calibrate with PriorCorrection() or ShiftAwareScaling('set') first"
+            )
+        whole: list[Any] = list(self.calibrators)
+        try:
+            for place, calibrator in enumerate(whole):
+                if calibrator.can_adapt:
+                    # What this one would be given: the answers of those before it.
+                    self.calibrators = nn.ModuleList(whole[:place]).eval()
+                    calibrator.adapt(self.predict(data, batch_size=batch_size))
+        finally:
+            self.calibrators = nn.ModuleList(whole).eval()
+        return self
+
     def _under_shifts(self, data: Any, chosen: Sequence[Calibrator], batch_size: int | None) -> list[Predictive]:
         """Predictions for the data under each shift that a calibrator asks for."""
         asked = [calibrator for calibrator in chosen if calibrator.shifts is not None]

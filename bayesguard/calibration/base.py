@@ -78,6 +78,15 @@ class Calibrator(nn.Module, ABC):
             self.is_fitted = self.is_fitted.new_tensor(True)
         return self
 
+    @property
+    def can_adapt(self) -> bool:
+        """Whether it follows unlabelled data by `adapt`."""
+        return False
+
+    def adapt(self, pred: Predictive) -> Self:
+        """Follow new data from predictions for them, without labels: those that this calibrator would be given."""
+        raise BadType(f"a {type(self).__name__} does not follow unlabelled data; fit it to labelled ones")
+
     def fit_shifted(self, preds: Sequence[Predictive], targets: Tensor) -> Self:
         """Fit to predictions for the same examples, undisturbed first and then under each of `shifts`."""
         raise BadType(f"{type(self).__name__} is not fitted to perturbed data")

@@ -75,6 +75,10 @@ class PriorCorrection(Calibrator):
         self.confusion = (probs.T @ member) / counts
         self.diagnostics = {"num_examples": len(labels), "condition": float(torch.linalg.cond(self.confusion))}
 
+    @property
+    def can_adapt(self) -> bool:
+        return True
+
     @torch.no_grad()
     def adapt(self, pred: Predictive) -> Self:
         """Estimate the new shares from predictions for unlabelled data, and correct to them from now on.

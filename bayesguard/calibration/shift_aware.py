@@ -270,6 +270,10 @@ class ShiftAwareScaling(Calibrator):
         kernel = (-0.5 * (torch.cdist(own.unsqueeze(0), self.sets)[0] / width).square()).exp()
         return (mean + kernel @ self.set_weights).clamp(-_LOG_BOUND, max(float(highest), 0.0)).exp()
 
+    @property
+    def can_adapt(self) -> bool:
+        return self.mode == "set"
+
     @torch.no_grad()
     def adapt(self, pred: Predictive) -> Self:
         """Find the temperature of new data from predictions for an unlabelled batch of them, and use it from now on.

@@ -110,6 +110,29 @@ def test_a_predictor_passes_its_data_through_the_shifts() -> None:
         predictor.calibrate(iter([(images, labels)]), ShiftAwareScaling(shifts=shifts))
 
 
+def test_a_predictor_adapts_to_unlabelled_data() -> None:
+    torch.manual_seed(0)
+    images, labels = torch.rand(240, 1, 8, 8), torch.arange(240) % 3
+    images[:, 0, :4] = (images[:, 0, :4] + labels[:, None, None] / 3).clamp(0, 1)
+    predictor = bg.Deterministic(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    predictor.fit((images, labels), epochs=10, batch_size=40)
+    shifts = [bg.shift.Corruption("gaussian_noise", severity) for severity in (1, 3, 5)]
+    scaling = ShiftAwareScaling("set", shifts=shifts)
+    predictor.calibrate((images, labels), TemperatureScaling(), scaling)
+    batch = bg.shift.Corruption("contrast", 5)(images)
+    before = predictor.predict(batch)
+    predictor.adapt(batch)
+    plain = bg.Deterministic(predictor.network)
+    plain.calibrators = nn.ModuleList([next(iter(predictor.calibrators))]).eval()
+    want = ShiftAwareScaling("set")
+    want.load_state_dict(scaling.state_dict())
+    assert torch.equal(want.adapt(plain.predict(batch)).temperature, scaling.temperature)
+    assert not torch.equal(predictor.predict(batch).probs, before.probs)
+    assert len(predictor.calibrators) == 2
+    with pytest.raises(BadInput, match="no calibrator follows unlabelled data"):
+        plain.adapt(batch)
+
+
 PRED, LABELS, ENVIRONMENTS = joined([0.0, 0.5, 1.0], 3)
 
 
