@@ -22,6 +22,7 @@ from bayesguard.predictive import (
     ContinuousPredictive,
     CountPredictive,
     Predictive,
+    RecalibratedPredictive,
     SamplePredictive,
 )
 from bayesguard.predictive.numerics import BUDGET
@@ -31,6 +32,7 @@ _KINDS: tuple[tuple[type[Predictive], Kind], ...] = (
     (CategoricalPredictive, "categorical"),
     (BernoulliPredictive, "binary"),
     (ContinuousPredictive, "continuous"),
+    (RecalibratedPredictive, "continuous"),
     (CountPredictive, "count"),
     (SamplePredictive, "samples"),
 )

@@ -10,4 +10,5 @@ from bayesguard.predictive.combine import concatenate as concatenate
 from bayesguard.predictive.combine import mixture as mixture
 from bayesguard.predictive.continuous import ContinuousPredictive as ContinuousPredictive
 from bayesguard.predictive.count import CountPredictive as CountPredictive
+from bayesguard.predictive.recalibrated import RecalibratedPredictive as RecalibratedPredictive
 from bayesguard.predictive.samples import SamplePredictive as SamplePredictive

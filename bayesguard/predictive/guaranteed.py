@@ -15,6 +15,7 @@ from bayesguard.predictive.categorical import CategoricalPredictive
 from bayesguard.predictive.continuous import ContinuousPredictive
 from bayesguard.predictive.count import CountPredictive
 from bayesguard.predictive.groups import Groups
+from bayesguard.predictive.recalibrated import RecalibratedPredictive
 from bayesguard.predictive.samples import SamplePredictive
 
 # (predictive, alpha, what belongs to each row) -> set, or ends of the interval
@@ -99,6 +100,10 @@ class GuaranteedCount(_WithIntervals, CountPredictive):
     """A count, its intervals with a guarantee."""
 
 
+class GuaranteedRecalibrated(_WithIntervals, RecalibratedPredictive):
+    """A real target whose cdf was mapped, its intervals with a guarantee."""
+
+
 class GuaranteedSamples(_WithIntervals, SamplePredictive):
     """Samples of a real target, its intervals with a guarantee."""
 
@@ -108,6 +113,7 @@ _KINDS: dict[type[Predictive], type[Guaranteed]] = {
     BernoulliPredictive: GuaranteedBernoulli,
     ContinuousPredictive: GuaranteedContinuous,
     CountPredictive: GuaranteedCount,
+    RecalibratedPredictive: GuaranteedRecalibrated,
     SamplePredictive: GuaranteedSamples,
 }
 

@@ -18,12 +18,13 @@ from torch.distributions import (
     StudentT,
 )
 
-from bayesguard.calibration.regression import CDFCalibration, RecalibratedPredictive, VarianceScaling
+from bayesguard.calibration.regression import CDFCalibration, VarianceScaling
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.predictive import (
     ContinuousPredictive,
     CountPredictive,
     Predictive,
+    RecalibratedPredictive,
     SamplePredictive,
     concatenate,
     mixture,
@@ -437,7 +438,7 @@ def test_a_sample_far_out_is_finite() -> None:
 def test_samples_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     pred = recalibrated("normal")
     whole = pred.sample(20, seed=0)
-    monkeypatch.setattr("bayesguard.calibration.regression.BUDGET", 100)
+    monkeypatch.setattr("bayesguard.predictive.recalibrated.BUDGET", 100)
     torch.testing.assert_close(pred.sample(20, seed=0), whole)
 
 

@@ -13,9 +13,9 @@ from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics import functional as M
 from bayesguard.metrics.functional.decomposition import (
     ScoreDecomposition,
-    brier_decomposition,
+    corp_brier_decomposition,
+    corp_log_score_decomposition,
     crps_decomposition,
-    log_score_decomposition,
 )
 from bayesguard.predictive import Predictive
 
@@ -72,7 +72,7 @@ def values(parts: ScoreDecomposition) -> list[float]:
 def test_binary_parts_are_the_definition_and_add_up(rows: list[tuple[float, int]]) -> None:
     probs = torch.tensor([p for p, _ in rows], dtype=torch.float64)
     outcomes = torch.tensor([y for _, y in rows])
-    for function, score in ((brier_decomposition, square), (log_score_decomposition, logarithm)):
+    for function, score in ((corp_brier_decomposition, square), (corp_log_score_decomposition, logarithm)):
         parts = function(probs, outcomes)
         assert values(parts) == pytest.approx(brute(rows, score), abs=1e-12)
         total = math.fsum(score(p, y) for p, y in rows) / len(rows)
@@ -86,9 +86,9 @@ def test_score_is_the_one_of_the_other_metrics() -> None:
     outcomes = (torch.rand(500, generator=generator, dtype=torch.float64) < probs**2).long()
     both = torch.stack([1 - probs, probs], -1)
     brier = M.brier_score(both, outcomes).item() / 2
-    assert brier_decomposition(probs, outcomes).score.item() == pytest.approx(brier, abs=1e-12)
+    assert corp_brier_decomposition(probs, outcomes).score.item() == pytest.approx(brier, abs=1e-12)
     loss = M.negative_log_likelihood(both.log(), outcomes).item()
-    assert log_score_decomposition(probs, outcomes).score.item() == pytest.approx(loss, abs=1e-12)
+    assert corp_log_score_decomposition(probs, outcomes).score.item() == pytest.approx(loss, abs=1e-12)
 
 
 def test_recalibration_against_sklearn() -> None:
@@ -97,23 +97,25 @@ def test_recalibration_against_sklearn() -> None:
     probs = torch.randint(60, (2000,), generator=generator).double() / 60
     outcomes = (torch.rand(2000, generator=generator, dtype=torch.float64) < probs.sqrt()).double()
     fitted = torch.from_numpy(isotonic_module.IsotonicRegression().fit_transform(probs.numpy(), outcomes.numpy()))
-    parts = brier_decomposition(probs, outcomes)
+    parts = corp_brier_decomposition(probs, outcomes)
     wanted = ((probs - outcomes).square() - (fitted - outcomes).square()).mean()
     assert parts.miscalibration.item() == pytest.approx(wanted.item(), abs=1e-12)
     # What isotonic regression gives is calibrated, and no monotone map changes what it tells apart.
-    again = brier_decomposition(fitted, outcomes)
+    again = corp_brier_decomposition(fitted, outcomes)
     assert again.miscalibration.item() == pytest.approx(0.0, abs=1e-15)
     assert again.discrimination.item() == pytest.approx(parts.discrimination.item(), abs=1e-12)
 
 
 def test_log_score_is_not_clipped() -> None:
-    parts = log_score_decomposition([0.0, 0.5, 1.0], [1, 0, 1])
+    parts = corp_log_score_decomposition([0.0, 0.5, 1.0], [1, 0, 1])
     assert parts.miscalibration.item() == math.inf
     assert parts.score.item() == math.inf
     assert parts.discrimination.isfinite()
-    perfect = log_score_decomposition([0.0, 1.0], [0, 1])
+    perfect = corp_log_score_decomposition([0.0, 1.0], [0, 1])
     assert values(perfect) == pytest.approx([0.0, math.log(2), math.log(2)])
-    assert values(log_score_decomposition([0.0, 0.5], [1, 0], weights=[0, 1])) == pytest.approx([math.log(2), 0, 0])
+    assert values(corp_log_score_decomposition([0.0, 0.5], [1, 0], weights=[0, 1])) == pytest.approx(
+        [math.log(2), 0, 0]
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -126,23 +128,25 @@ def test_order_number_and_name_of_rows_do_not_matter(rows: list[tuple[float, int
     weights = torch.randint(0, 3, (len(rows),), generator=generator)
     weights[0] = 1
     index = torch.arange(len(rows)).repeat_interleave(weights)
-    for function in (brier_decomposition, log_score_decomposition):
+    for function in (corp_brier_decomposition, corp_log_score_decomposition):
         wanted = pytest.approx(values(function(probs, outcomes)), abs=1e-12)
         assert values(function(probs[order], outcomes[order])) == wanted
         assert values(function(probs.repeat(2), outcomes.repeat(2))) == wanted
         repeated = values(function(probs[index], outcomes[index]))
         assert values(function(probs, outcomes, weights=weights)) == pytest.approx(repeated, abs=1e-12)
-    swapped = brier_decomposition(1 - probs, 1 - outcomes)  # no and yes change places
+    swapped = corp_brier_decomposition(1 - probs, 1 - outcomes)  # no and yes change places
     # 1 - p may round two probabilities to one.
     if len((1 - probs).unique()) == len(probs.unique()):
-        assert values(swapped) == pytest.approx(values(brier_decomposition(probs, outcomes)), abs=1e-12)
+        assert values(swapped) == pytest.approx(values(corp_brier_decomposition(probs, outcomes)), abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_lower_precision_has_the_values_of_its_numbers(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     probs, outcomes = torch.rand(300, generator=generator).to(dtype), torch.arange(300) % 2
-    assert values(brier_decomposition(probs, outcomes)) == values(brier_decomposition(probs.double(), outcomes))
+    assert values(corp_brier_decomposition(probs, outcomes)) == values(
+        corp_brier_decomposition(probs.double(), outcomes)
+    )
     samples, y = torch.randn(5, 60, generator=generator).to(dtype), torch.randn(60, generator=generator).to(dtype)
     assert values(crps_decomposition(samples, y)) == values(crps_decomposition(samples.double(), y.double()))
 
@@ -228,7 +232,7 @@ def test_crps_miscalibration_sees_the_wrong_spread() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    for function in (brier_decomposition, log_score_decomposition):
+    for function in (corp_brier_decomposition, corp_log_score_decomposition):
         with pytest.raises(BadInput, match=r"NaN.*row 1"):
             function([0.5, math.nan], [0, 1])
         with pytest.raises(BadInput, match="exactly"):

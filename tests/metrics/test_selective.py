@@ -66,6 +66,103 @@ def test_risk_of_any_loss_and_of_everything() -> None:
     assert M.area_under_risk_coverage([0.5, 0.5], [0.0, 0.0]).item() == 0.0
 
 
+def repeated(rows: list[tuple[int, int]], data: st.DataObject) -> tuple[list[int], torch.Tensor]:
+    """How often each row counts, and the rows repeated that often."""
+    counts = data.draw(st.lists(st.integers(0, 4), min_size=len(rows), max_size=len(rows)).filter(any))
+    return counts, torch.arange(len(rows)).repeat_interleave(torch.tensor(counts))
+
+
+LOSSES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=LOSSES)
+def test_excess_area_is_what_the_best_order_would_save(rows: list[tuple[int, int]]) -> None:
+    confidence, losses = [float(r[0]) for r in rows], [float(r[1]) for r in rows]
+    areas = []
+    for order in itertools.permutations(losses):
+        kept = list(itertools.accumulate(order))
+        areas.append(math.fsum(total / (k + 1) for k, total in enumerate(kept)) / len(kept))
+    excess = M.excess_area_under_risk_coverage(confidence, losses)
+    ours = math.fsum(all_orders(rows)) / len(rows)
+    assert excess.item() == pytest.approx(ours - min(areas), abs=1e-12)
+    assert excess.dtype == torch.float64
+    assert 0 <= excess.item() <= max(areas) - min(areas) + 1e-12
+    best = M.excess_area_under_risk_coverage([-loss for loss in losses], losses)
+    assert best.item() == pytest.approx(0.0, abs=1e-14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=LOSSES)
+def test_generalised_area_is_the_trapezoid_from_no_coverage(rows: list[tuple[int, int]]) -> None:
+    confidence, losses = [float(r[0]) for r in rows], [float(r[1]) for r in rows]
+    # The generalised risk at k of N rows is the risk times k / N; its mean over the orders of ties is linear in them.
+    curve = [0.0, *(risk * (k + 1) / len(rows) for k, risk in enumerate(all_orders(rows)))]
+    wanted = math.fsum((a + b) / 2 for a, b in itertools.pairwise(curve)) / len(rows)
+    area = M.area_under_generalised_risk_coverage(confidence, losses)
+    assert area.item() == pytest.approx(wanted, abs=1e-12)
+    assert area.dtype == torch.float64
+    pairs = [loss * ((a > b) + (a == b) / 2) for (a, loss), (b, _) in itertools.product(rows, rows)]
+    assert area.item() == pytest.approx(math.fsum(pairs) / len(rows) ** 2, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=ROWS, data=st.data())
+def test_new_areas_with_weights_are_those_of_repeated_rows(rows: list[tuple[int, int]], data: st.DataObject) -> None:
+    counts, index = repeated(rows, data)
+    confidence, losses = (torch.tensor([r[i] for r in rows], dtype=torch.float64) for i in (0, 1))
+    order = torch.tensor(data.draw(st.permutations(range(len(rows)))))
+    weights = torch.tensor(counts)
+    for metric in (M.excess_area_under_risk_coverage, M.area_under_generalised_risk_coverage):
+        wanted = pytest.approx(metric(confidence[index], losses[index]).item(), abs=1e-12)
+        assert metric(confidence, losses, weights=weights).item() == wanted
+        assert metric(confidence[order], losses[order], weights=weights[order]).item() == wanted
+        # Only the order of confidences counts, and the area grows with the loss.
+        assert metric(confidence.exp(), losses, weights=weights).item() == wanted
+        tripled = metric(confidence, 3 * losses, weights=weights).item()
+        assert tripled == pytest.approx(3 * metric(confidence, losses, weights=weights).item(), abs=1e-12)
+    # Shares of pairs do not change when all weights do.
+    area = M.area_under_generalised_risk_coverage(confidence, losses, weights=0.1 * weights.double())
+    assert area.item() == pytest.approx(
+        M.area_under_generalised_risk_coverage(confidence[index], losses[index]).item(), abs=1e-12
+    )
+
+
+def test_generalised_area_by_error_rate_and_auroc() -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.randint(30, (1000,), generator=generator).double()
+    errors = (torch.rand(1000, generator=generator) * 40 > confidence).double()
+    rate, auroc = errors.mean().item(), roc_auc_score(errors, -confidence)
+    closed = (1 - auroc) * rate * (1 - rate) + rate**2 / 2
+    area = M.area_under_generalised_risk_coverage(confidence, errors).item()
+    assert area == pytest.approx(closed, abs=1e-12)
+    assert M.area_under_generalised_risk_coverage([0.5] * 1000, errors).item() == pytest.approx(rate / 2, abs=1e-12)
+    assert M.area_under_generalised_risk_coverage(-errors, errors).item() == pytest.approx(rate**2 / 2, abs=1e-12)
+    worst = M.area_under_generalised_risk_coverage(errors, errors).item()
+    assert worst == pytest.approx(rate - rate**2 / 2, abs=1e-12)
+
+
+def test_excess_area_of_many_rows_is_the_area_less_its_limit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    confidence = torch.rand(100_000, generator=generator, dtype=torch.float64)
+    errors = (torch.rand(100_000, generator=generator, dtype=torch.float64) > confidence).double()
+    rate = errors.mean().item()
+    area = M.area_under_risk_coverage(confidence, errors).item()
+    limit = rate + (1 - rate) * math.log(1 - rate)
+    excess = M.excess_area_under_risk_coverage(confidence, errors).item()
+    assert excess == pytest.approx(area - limit, abs=1e-5)
+    best = M.area_under_risk_coverage(-errors, errors).item()
+    assert excess == pytest.approx(area - best, abs=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_new_areas_in_lower_precision(dtype: torch.dtype) -> None:
+    confidence = torch.rand(300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    errors = torch.arange(300) % 3 == 0
+    for metric in (M.excess_area_under_risk_coverage, M.area_under_generalised_risk_coverage):
+        assert metric(confidence, errors).item() == metric(confidence.double(), errors).item()
+
+
 def test_roc_against_sklearn() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randint(20, (500,), generator=generator).float() / 20
@@ -102,3 +199,14 @@ def test_bad_input_is_named() -> None:
         M.risk_coverage([0.1], [-1.0])
     with pytest.raises(BadInput, match="exactly"):
         M.risk_coverage([0.1, 0.2], [[0.0], [1.0]])
+    for metric in (M.excess_area_under_risk_coverage, M.area_under_generalised_risk_coverage):
+        with pytest.raises(BadInput, match="negative in row 1"):
+            metric([0.1, 0.2], [0.0, -1.0])
+        with pytest.raises(BadInput, match=r"NaN.*row 1"):
+            metric([0.1, math.nan], [0.0, 1.0])
+        with pytest.raises(BadInput, match=r"weights has shape \(1,\)"):
+            metric([0.1, 0.2], [0.0, 1.0], weights=[1.0])
+        with pytest.raises(BadInput, match="not all zero"):
+            metric([0.1, 0.2], [0.0, 1.0], weights=[0.0, 0.0])
+        with pytest.raises(BadInput, match="at least one row"):
+            metric([], [])

@@ -30,7 +30,7 @@ class ScoreDecomposition(NamedTuple):
         return self.miscalibration - self.discrimination + self.uncertainty
 
 
-def brier_decomposition(probs: object, targets: object, *, weights: object = None) -> ScoreDecomposition:
+def corp_brier_decomposition(probs: object, targets: object, *, weights: object = None) -> ScoreDecomposition:
     """Return the parts of the mean squared error of P(y = 1), by isotonic recalibration (CORP); there are no bins.
 
     The recalibrated forecast is the isotonic regression of the outcomes on the forecasts (pool adjacent violators), so
@@ -49,24 +49,24 @@ def brier_decomposition(probs: object, targets: object, *, weights: object = Non
         T. Dimitriadis, T. Gneiting, A. Jordan (2021). Stable reliability diagrams for probabilistic classifiers. PNAS.
 
     Examples:
-        >>> parts = brier_decomposition([0.2, 0.6, 0.6, 0.9], [0, 0, 1, 1])
+        >>> parts = corp_brier_decomposition([0.2, 0.6, 0.6, 0.9], [0, 0, 1, 1])
         >>> [round(part.item(), 4) for part in parts], round(parts.score.item(), 4)
         ([0.0175, 0.125, 0.25], 0.1425)
     """
     return _corp(probs, targets, weights, lambda p, y: (p - y).square())
 
 
-def log_score_decomposition(probs: object, targets: object, *, weights: object = None) -> ScoreDecomposition:
+def corp_log_score_decomposition(probs: object, targets: object, *, weights: object = None) -> ScoreDecomposition:
     """Return the parts of the mean logarithmic score of P(y = 1), in nats, by isotonic recalibration (CORP).
 
     An outcome that had probability 0 makes score and miscalibration infinite; nothing is clipped. Arguments as for
-    `brier_decomposition`.
+    `corp_brier_decomposition`.
 
     References:
         T. Dimitriadis, T. Gneiting, A. Jordan (2021). Stable reliability diagrams for probabilistic classifiers. PNAS.
 
     Examples:
-        >>> parts = log_score_decomposition([0.2, 0.6, 0.6, 0.9], [0, 0, 1, 1])
+        >>> parts = corp_log_score_decomposition([0.2, 0.6, 0.6, 0.9], [0, 0, 1, 1])
         >>> [round(part.item(), 4) for part in parts], round(parts.score.item(), 4)
         ([0.0923, 0.3466, 0.6931], 0.4389)
     """
@@ -117,8 +117,8 @@ def crps_decomposition(samples: object, targets: object, *, weights: object = No
 
     Between two neighbouring samples k and k + 1 the forecast cdf is k/S; miscalibration weighs how far that lies from
     how often the target was below, discrimination is what remains of the climatological CRPS. The score is the one of
-    the S samples as they are (`estimator="nrg"`, the mean of |x - y| less half the mean distance of all pairs), not the
-    fair estimate of `continuous_ranked_probability_score`. Miscalibration is not negative; discrimination may be.
+    the S samples as they are (`estimator="nrg"`, the mean of `|x - y|` less half the mean distance of all pairs), not
+    the fair estimate of `continuous_ranked_probability_score`. Miscalibration is not negative; discrimination may be.
 
     Args:
         samples: `[S, N, ...]`, or a Predictive of samples of one weight; of other predictives pass `pred.sample(S)`.

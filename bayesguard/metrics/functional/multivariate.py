@@ -55,7 +55,7 @@ def _samples_of(samples: object) -> object:
 def energy_score(samples: object, targets: object, *, estimator: Estimator = "fair", weights: object = None) -> Tensor:
     """Return the mean energy score, in the target's unit: the CRPS of vectors; lower is better.
 
-    The mean distance |x - y| of samples from the target less half the mean distance of two samples. "fair" takes two
+    The mean distance `|x - y|` of samples from the target less half the mean distance of two samples. "fair" takes two
     different samples, which makes it unbiased for the distribution that they come from (it may be negative); "nrg"
     takes all S^2 pairs, which scores the S samples as they are. It takes O(N S^2 D) time.
 
@@ -103,8 +103,8 @@ def variogram_score(
 ) -> Tensor:
     """Return the mean variogram score of order p, which sees wrong correlations; lower is better.
 
-    The sum over ordered pairs of components (i, j) of the squared difference between |y_i - y_j|^p and its mean over
-    the samples. It does not see a shift of all components together. It takes O(N S D^2) time.
+    The sum over ordered pairs of components (i, j) of the squared difference between `|y_i - y_j|^p` and its mean
+    over the samples. It does not see a shift of all components together. It takes O(N S D^2) time.
 
     Args:
         samples: `[S, N, D]` with D of at least 2, or a Predictive of such samples of one weight.
@@ -225,7 +225,7 @@ def _quantiles_of(quantiles: object, targets: object, levels: Sequence[float]) -
 def expected_normalised_calibration_error(
     mean: object, scale: object, targets: object, *, num_bins: int = 15, weights: object = None
 ) -> Tensor:
-    """Return the mean over bins of |RMV - RMSE| / RMV (ENCE): whether large predicted errors are large.
+    """Return the mean over bins of `|RMV - RMSE| / RMV` (ENCE): whether large predicted errors are large.
 
     Elements are cut by rank of the predicted standard deviation into bins of equal mass, where equal ones are never
     split. RMV is the root mean predicted variance of a bin, RMSE its root mean squared error; bins that hold elements

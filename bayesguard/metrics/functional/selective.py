@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, bad_row, check_finite
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import answered, paired
+from bayesguard.metrics.functional.inputs import answered, element_weights, paired
 
 
 class RiskCoverage(NamedTuple):
@@ -55,6 +55,75 @@ def area_under_risk_coverage(confidence: object, errors: object) -> Tensor:
         0.25
     """
     return risk_coverage(confidence, errors).risk.mean()
+
+
+def excess_area_under_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
+    """Return by how much the AURC is above that of the best order of the same losses (E-AURC); lower is better.
+
+    The best order keeps the smallest losses first, so that 0 means that no other confidence would rank the rows better.
+    It takes off most of what the AURC owes to the error rate alone. The best area is that of these M losses, not its
+    limit `r + (1 - r) log(1 - r)` for many rows; that limit is what an error rate r leaves to the best ranking.
+
+    Args:
+        confidence: `[M]`, larger is surer; ties are averaged, as for `area_under_risk_coverage`.
+        errors: Loss of each row `[M]`: 0/1 for right and wrong, or any loss of at least 0.
+        weights: How often each row counts, `[M]`; once if None. They are counts: doubling all of them moves the area,
+            as repeating all rows does.
+
+    Returns:
+        0-d float64 on the device of `confidence`, in the unit of the loss.
+
+    Raises:
+        BadInput: No rows, shapes that differ, NaN or infinity (with the row), negative losses or weights.
+
+    References:
+        Y. Geifman, G. Uziel, R. El-Yaniv (2019). Bias-reduced uncertainty estimation for deep neural classifiers. ICLR,
+        section 3.
+
+    Examples:
+        >>> excess_area_under_risk_coverage([0.9, 0.8], [1.0, 0.0]).item()  # 0.75, where the best order has 0.25
+        0.5
+    """
+    sure, losses, mass = _weighted_losses(confidence, errors, weights)
+    area, best = (weighted_aurc(ranking, losses, mass.unsqueeze(0))[0] for ranking in (sure, -losses))
+    return (area - best).clamp_min(0)  # no order is better than the best: what is below 0 is rounding
+
+
+def area_under_generalised_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
+    """Return the area under the generalised risk (AUGRC): the loss let through, over all coverages; lower is better.
+
+    The generalised risk is the summed loss of the rows kept, divided by all M rows rather than by those kept: for right
+    and wrong, the probability that an answer is kept and wrong. Its area from no coverage to all of it, with straight
+    lines between the rows and through ties, is the mean over pairs of rows (a, b) of the loss of a where a is surer
+    than b, half of it where they tie. So every error weighs by its rank alone; in the AURC the surest few weigh most.
+
+    For 0/1 losses with error rate r and AUROC A of telling errors, it is `(1 - A) r (1 - r) + r^2 / 2`: from `r^2 / 2`
+    for the best order, by `r / 2` for confidence that says nothing, to `r - r^2 / 2`.
+
+    Args:
+        confidence: `[M]`, larger is surer.
+        errors: Loss of each row `[M]`: 0/1 for right and wrong, or any loss of at least 0.
+        weights: How often each row counts, `[M]`; once if None.
+
+    Returns:
+        0-d float64 on the device of `confidence`, in the unit of the loss; at most 1/2 for 0/1 losses.
+
+    Raises:
+        BadInput: No rows, shapes that differ, NaN or infinity (with the row), negative losses or weights.
+
+    References:
+        J. Traub et al. (2024). Overcoming common flaws in the evaluation of selective classification systems. NeurIPS.
+
+    Examples:
+        >>> area_under_generalised_risk_coverage([0.9, 0.8], [0.0, 1.0]).item()
+        0.125
+    """
+    sure, losses, mass = _weighted_losses(confidence, errors, weights)
+    order = sure.argsort(stable=True)
+    starts, ends = _ties(sure[order])
+    below = _from_zero(mass[order].cumsum(-1))
+    less_sure = (below[starts] + below[ends + 1]) / 2
+    return (mass[order] * losses[order] * less_sure).sum() / below[-1].square()
 
 
 def area_under_roc(scores: object, positives: object) -> Tensor:
@@ -158,6 +227,13 @@ def _losses(confidence: object, errors: object) -> tuple[Tensor, Tensor]:
             f"errors is negative in row {bad_row(losses < 0)}; a loss is at least 0 (0/1 for right and wrong)"
         )
     return sure, losses
+
+
+def _weighted_losses(confidence: object, errors: object, weights: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Return confidence, losses and weights `[M]`, float64."""
+    sure, losses = _losses(confidence, errors)
+    mass = element_weights(weights, errors, len(losses), losses.device)
+    return sure, losses, torch.ones_like(losses) if mass is None else mass
 
 
 def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class StratifiedCoverage(NamedTuple):
     """Coverage by strata of the rows; float64 but for the last.
 
     Attributes:
-        gap: The largest |coverage - (1 - alpha)| over the strata that hold rows, 0-d.
+        gap: The largest `|coverage - (1 - alpha)|` over the strata that hold rows, 0-d.
         coverage: Of every stratum `[G]`; NaN where it holds no rows.
         rows: Rows of every stratum `[G]`, or their weight.
         num_empty: Strata without rows, which are left out.

@@ -134,9 +134,9 @@ def kernel_calibration_error(probs: object, targets: object, *, bandwidth: float
     """Return the unbiased squared kernel calibration error (SKCE) of all class probabilities together.
 
     The mean over pairs of different rows of `k(p, q) (e_y - p) . (e_z - q)`, with the kernel
-    `k(p, q) = exp(-|p - q|_TV / bandwidth)` times the identity; |p - q|_TV is half the sum of absolute differences. Its
-    mean is 0 if every probability is calibrated given the whole row, and otherwise above; the estimate may be negative.
-    It takes O(N^2 K) time.
+    `k(p, q) = exp(-|p - q|_TV / bandwidth)` times the identity; `|p - q|_TV` is half the sum of absolute differences.
+    Its mean is 0 if every probability is calibrated given the whole row, and otherwise above; the estimate may be
+    negative. It takes O(N^2 K) time.
 
     Args:
         probs: `[N, ..., K]`, rows that sum to 1; for P(y = 1) stack `[1 - p, p]`.
