@@ -57,7 +57,7 @@ class _ClassMap(Fitted):
     @torch.inference_mode(False)  # whose tensors may not be used where derivatives are taken
     @torch.no_grad()
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
-        draws, weights = self._draws(pred), pred.weights
+        draws, weights = self._draws(pred).detach(), pred.weights
         labels = check_labels(targets, pred.batch_shape, draws.shape[-1]).flatten()
         logits = draws.flatten(1, -2)
         if (weights == 0).any():
