@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,10 +20,13 @@ from bayesguard.predictive.components import component_log_prob, gaussian_parts,
 
 _NODES = 8
 _CUTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)  # in widths of a component, to both sides
+_FIRST = (*(0.75 * step for step in range(13)), 11.0, 14.0)
+_NEAR = 5  # of them that are cuts around the narrowest components, too
 _DOUBLINGS = 40  # of the outermost panels, for tails that fall like a power
 # Tried in turn: the number of cuts, and how many of the doublings are made around every component, not only the outermost.
-_LADDER = ((32, 0), (128, 0), (512, 0), (2048, 0), (1 << 30, 4), (1 << 30, _DOUBLINGS))
+_LADDER = ((128, 0), (512, 0), (2048, 0), (1 << 30, 4), (1 << 30, _DOUBLINGS))
 _TOLERANCE = 1e-8
+_IN_CACHE = 1 << 16  # elements of an intermediate of several passes
 TOO_HEAVY = (
     "the predictive cannot be integrated: its tails are too heavy (Student's t needs about one degree of freedom) "
     "or its density is not smooth"
@@ -144,18 +148,24 @@ class Panels(NamedTuple):
 
 
 def panels_of(
-    component: Distribution, weights: Tensor, value: Tensor | None = None, *, coarse: bool = False
+    component: Distribution, weights: Tensor, value: Tensor | None = None, *, lifted: bool = False
 ) -> Iterator[Panels]:
     """Yield panels on which the mixture's density integrates to one, ever finer, with a cut at `value` `[N, ...]`.
 
-    The first are fine enough for all that is integrated here, unless they are to be coarse: then it is for the caller to
-    tell. Few at first, since draws usually overlap.
+    Args:
+        component: The components of the mixture, draws first.
+        weights: Theirs, `[S]`.
+        value: A further cut for every element.
+        lifted: What is far out in the tails counts as well. The first panels are then fewer than usual, and it is for the
+            caller to tell whether they will do.
 
     Raises:
         BadInput: There are no finer ones.
     """
-    for limit, doublings in _LADDER[0 if coarse else 1 :]:
-        panels = _evaluate(component, weights, _thinned(_all_cuts(component, doublings), limit), value)
+    far = [_first_cuts(component)] if lifted else []
+    several = (torch.cat([_thinned(_all_cuts(component, doublings), limit), *far]) for limit, doublings in _LADDER)
+    for cuts in itertools.chain(far, several):
+        panels = _evaluate(component, weights, cuts, value)
         if ((panels.integrals(panels.density).sum(0) - 1).abs() < _TOLERANCE).all():
             yield panels
     raise BadInput(TOO_HEAVY)
@@ -182,18 +192,34 @@ def _density(component: Distribution, weights: Tensor, points: Tensor) -> Tensor
         return mixture_log_prob(component, weights, points).exp()
     share, loc, scale = parts
     rate = math.sqrt(0.5) / scale
-    kernels = (-((points.unsqueeze(1) - loc) * rate).square()).exp()
-    return (kernels * (share * rate / math.sqrt(math.pi))).sum(1)
+    height = share * rate / math.sqrt(math.pi)
+    pieces = points.unsqueeze(1).split(max(1, _IN_CACHE // max(1, loc.numel())))
+    return torch.cat([((-((some - loc) * rate).square()).exp() * height).sum(1) for some in pieces])
+
+
+def _first_cuts(component: Distribution) -> Tensor:
+    """Points around the widest components in the tails, in the middle around the narrowest as well."""
+    cuts = _cuts(component, _FIRST)
+    lowest, highest, zero = cuts.amin(0), cuts.amax(0), len(_FIRST) - 1
+    parts = [lowest[: zero + 1], highest[zero:]]
+    if len(cuts) > 1:
+        parts += [highest[zero - _NEAR : zero], lowest[zero + 1 : zero + 1 + _NEAR]]
+    return torch.cat(parts)
 
 
 def _all_cuts(component: Distribution, doublings: int) -> Tensor:
     """Sorted points around every component of the mixture, `[P, N, ...]`."""
+    steps = [*_CUTS, *(_CUTS[-1] * 2.0**power for power in range(1, doublings + 1))]
+    return _cuts(component, steps).flatten(0, 1).sort(0).values
+
+
+def _cuts(component: Distribution, steps: Sequence[float]) -> Tensor:
+    """Points `[R, P, N, ...]` around each of R components, at these distances in widths to both sides."""
     centre, width = location_and_scale(component)
     if centre.dim() > len(component.batch_shape):
         centre, width = (part.movedim(-1, 1).flatten(0, 1) for part in (centre, width))
-    cuts = [*_CUTS, *(_CUTS[-1] * 2.0**power for power in range(1, doublings + 1))]
-    steps = _along([*(-cut for cut in cuts[:0:-1]), *cuts], centre.unsqueeze(0)).movedim(1, 0)
-    return (centre + steps * width).flatten(0, 1).sort(0).values
+    sides = [*(-step for step in steps[:0:-1]), *steps]
+    return centre.unsqueeze(1) + _along(sides, centre.unsqueeze(1)) * width.unsqueeze(1)
 
 
 def _thinned(points: Tensor, limit: int) -> Tensor:
@@ -204,12 +230,12 @@ def _thinned(points: Tensor, limit: int) -> Tensor:
 
 
 def _evaluate(component: Distribution, weights: Tensor, points: Tensor, value: Tensor | None) -> Panels:
-    cuts = [points]
     endless = gaussian_parts(component, weights) is None
     if endless:
-        reach = (points[-1:] - points[:1]) * _along([2.0**power for power in range(_DOUBLINGS)], points[None])[0]
-        cuts += [points[:1] - reach, points[-1:] + reach]
-    edges = torch.cat(cuts if value is None else [*cuts, value.unsqueeze(0)]).sort(0).values
+        lowest, highest = points.amin(0, keepdim=True), points.amax(0, keepdim=True)
+        reach = (highest - lowest) * _along([2.0**power for power in range(_DOUBLINGS)], points[None])[0]
+        points = torch.cat([lowest - reach, points, highest + reach])
+    edges = (points if value is None else torch.cat([points, value.unsqueeze(0)])).sort(0).values
     nodes = Panels(edges, edges.new_empty(0, 0, *edges.shape[1:]), endless).nodes
     density = _density(component, weights, nodes.flatten(0, 1)).reshape(nodes.shape)
     return Panels(edges, density, endless)

@@ -1,6 +1,7 @@
 """Scaling of variances, and maps of the cdf: against closed forms, and against truths that are known."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -18,8 +19,12 @@ from torch.distributions import (
     StudentT,
 )
 
+import bayesguard as bg
+from bayesguard.calibration import ConformalInterval
+from bayesguard.calibration.conformal import IntervalScore
 from bayesguard.calibration.regression import CDFCalibration, VarianceScaling
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
+from bayesguard.likelihoods import Gaussian
 from bayesguard.predictive import (
     ContinuousPredictive,
     CountPredictive,
@@ -29,6 +34,9 @@ from bayesguard.predictive import (
     concatenate,
     mixture,
 )
+from bayesguard.predictive.components import parameters
+from bayesguard.predictive.guaranteed import GuaranteedRecalibrated
+from bayesguard.predictive.quadrature import mixture_log_prob, panels_of
 
 CHANCE = 1e-6  # that a statistical test fails on the truth
 
@@ -571,6 +579,154 @@ def test_maps_that_will_not_do() -> None:
         pred.cdf(math.nan)
     with pytest.raises(BadInput, match="alpha"):
         pred.interval(1.0)
+
+
+# -- against closed forms, and in use
+
+
+def moments_by_closed_form(pred: RecalibratedPredictive) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a recalibrated mixture of Gaussians, from their partial moments between the knots."""
+    base, weights = pred._base, pred._base.weights[:, None]
+    loc, scale = parameters(base.component).values()
+    middle = base.mean
+    z = (torch.stack([base.icdf(float(knot)) for knot in pred._knots[1:-1]]).unsqueeze(1) - loc) / scale
+    density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
+
+    def between(values: Tensor, first: float, last: float) -> Tensor:
+        ends = [torch.full_like(values[:1], end) for end in (first, last)]
+        return torch.cat([ends[0], values, ends[1]]).diff(dim=0)
+
+    upper = torch.cat([torch.full_like(z[:1], -9), z]) > 0  # there, from the other end
+    lower_mass = between(torch.special.erfc(-z / math.sqrt(2)) / 2, 0, 1)
+    mass = torch.where(upper, -between(torch.special.erfc(z / math.sqrt(2)) / 2, 1, 0), lower_mass)
+    offset, first, second = loc - middle, between(density, 0, 0), between(z * density, 0, 0)
+    parts = (
+        mass,
+        offset * mass - scale * first,
+        (offset.square() + scale.square()) * mass - 2 * offset * scale * first - scale.square() * second,
+    )
+    pieces = [(weights * part).sum(1) for part in parts]
+    slopes = pred._levels.diff().unsqueeze(-1) / pieces[0]
+    mean, square = ((slopes * piece).sum(0) for piece in pieces[1:])
+    return middle + mean, square - mean.square()
+
+
+@pytest.mark.parametrize("stretch", [1.0, 3.0], ids=["fit", "over-confident"])
+@pytest.mark.parametrize(("widths", "apart"), [(0.3, 0.5), (1.5, 1.0), (3.0, 2.0), (0.0, 30.0)])
+@pytest.mark.parametrize("draws", [1, 2, 5, 30])
+def test_moments_and_crps_to_the_accuracy_that_is_stated(
+    draws: int, widths: float, apart: float, stretch: float
+) -> None:
+    """Alike, of unlike widths (up to e^6 apart), and without overlap; targets up to 3 times as far out as predicted."""
+    generator = torch.Generator().manual_seed(draws)
+    loc = apart * torch.randn(draws, 6, generator=generator, dtype=torch.float64)
+    scale = (widths * (2 * torch.rand(draws, 6, generator=generator, dtype=torch.float64) - 1)).exp()
+    base = ContinuousPredictive(Normal(loc, scale))
+    normal = stretch * torch.randn(1000, generator=generator, dtype=torch.float64)
+    one = Predictive.from_normal(torch.zeros(1000, dtype=torch.float64), 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationWarning)
+        fitted = CDFCalibration().fit(one, normal)
+    for knots, levels in ((KNOTS, LEVELS), (fitted.knots, fitted.levels)):
+        pred = RecalibratedPredictive(base, knots, levels)
+        mean, variance = moments_by_closed_form(pred)
+        deviation = variance.sqrt()
+        torch.testing.assert_close(pred.mean / deviation, mean / deviation, rtol=0, atol=1e-6)
+        torch.testing.assert_close(pred.variance, variance, rtol=1e-5, atol=0)
+        y = pred.icdf(torch.linspace(0.01, 0.99, 6, dtype=torch.float64))
+        y[0] = -1e3
+        if stretch == 1:  # else the reference is rounded: slopes of 1e10 where the mixture's cdf is nearly 1
+            y[-1] = 1e3
+        other = reference_crps(pred, y)
+        torch.testing.assert_close(pred.crps(y) / deviation, other / deviation, rtol=0, atol=1e-6)
+
+
+def reference_crps(pred: RecalibratedPredictive, y: Tensor) -> Tensor:
+    """By 8 nodes on each of the panels between the knots, the target and points around every component."""
+    loc, scale = parameters(pred._base.component).values()
+    steps = torch.linspace(-10, 10, 121, dtype=torch.float64).reshape(-1, 1, 1)
+    knots = torch.stack([pred._base.icdf(float(knot)) for knot in pred._knots[1:-1]])
+    cuts = torch.cat([(loc + steps * scale).flatten(0, 1), knots, y.unsqueeze(0)]).sort(0).values
+    nodes, weights = (torch.from_numpy(each) for each in np.polynomial.legendre.leggauss(8))
+    scores = torch.zeros_like(y)
+    half, middle = cuts.diff(dim=0) / 2, (cuts[1:] + cuts[:-1]) / 2
+    rows = torch.arange(len(y)).repeat(len(half))
+    repeated = pred[rows]
+    for node, weight in zip(nodes, weights, strict=True):
+        x = middle + node * half
+        below = repeated.cdf(x.flatten()).reshape(x.shape)
+        scores = scores + weight * (half * (below - (x >= y).double()).square()).sum(0)
+    return scores
+
+
+def test_quantiles_and_split_panels() -> None:
+    """Also far out: a density of e^-30 is interpolated to 1e-3 of itself."""
+    base = ContinuousPredictive(components()["normal"])
+    panels = next(panels_of(base.component, base.weights, lifted=True))
+    levels = torch.tensor([1e-12, 1e-6, 0.01, 0.3, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
+    points = panels.quantiles(levels)
+    exact = torch.stack([base.icdf(float(level)) for level in levels])
+    torch.testing.assert_close(points, exact, rtol=0, atol=1e-4)
+    split = panels.split(points)
+    assert len(split.density) == len(panels.density) + len(points)
+    nodes = split.nodes.flatten(0, 1)
+    wanted = mixture_log_prob(base.component, base.weights, nodes)
+    error = (split.density.flatten(0, 1).log() - wanted).abs()
+    assert float(error[wanted > -30].max()) < 1e-3
+    with pytest.raises(BadInput, match="too heavy"):
+        for _ in panels_of(base.component, base.weights):
+            pass
+
+
+def line() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 2, generator=generator)
+    noise = torch.empty(400, 1).exponential_(generator=generator) - 1
+    return x, x[:, :1] - x[:, 1:] + noise
+
+
+def ensemble() -> bg.DeepEnsemble:
+    def member(shift: float) -> nn.Module:
+        network = nn.Linear(2, 1)
+        network.weight.data, network.bias.data = torch.tensor([[1.0, -1.0]]), torch.tensor([shift])
+        return network
+
+    return bg.DeepEnsemble([member(shift) for shift in (-0.1, 0.0, 0.1)], Gaussian(scale=0.5))
+
+
+def test_a_calibrated_predictor_is_evaluated_and_compared() -> None:
+    x, y = line()
+    plain, calibrated = ensemble(), ensemble()
+    calibrated.calibrate((x[:200], y[:200]), CDFCalibration())
+    pred = calibrated.predict(x[200:])
+    assert isinstance(pred, RecalibratedPredictive)
+    evaluation = bg.evaluate(calibrated, (x[200:], y[200:]))
+    assert evaluation.metrics == bg.evaluate(plain, (x[200:], y[200:])).metrics
+    assert evaluation.value("rmse") == pytest.approx(float((pred.mean - y[200:]).square().mean().sqrt()), rel=1e-5)
+    assert evaluation.value("crps") == pytest.approx(float(pred.crps(y[200:]).mean()), rel=1e-5)
+    again = bg.evaluate(pred, y[200:], metrics=["crps", "nll", "coverage_90"])
+    assert again.value("nll") == pytest.approx(evaluation.value("nll"), rel=1e-5)
+    found = {row.metric: row for row in bg.compare({"plain": plain, "map": calibrated}, (x[200:], y[200:])).differences}
+    assert found["crps"].difference < 0
+    assert found["nll"].difference < 0
+    assert found["nll"].is_clear
+
+
+@pytest.mark.parametrize("score", ["absolute", "normalised", "cdf"])
+def test_a_guarantee_on_top_of_the_map(score: IntervalScore) -> None:
+    x, y = line()
+    predictor = ensemble().calibrate((x[:200], y[:200]), CDFCalibration(), ConformalInterval(score, alpha=0.2))
+    pred = predictor.predict(x[200:])
+    assert isinstance(pred, GuaranteedRecalibrated)
+    lower, upper = pred.interval()
+    # Beta(81, 20): the coverage of one fit to 100 examples; and then 200 targets.
+    assert float(((lower <= y[200:]) & (y[200:] <= upper)).double().mean()) > 0.8 - 5 * math.sqrt(
+        0.16 * (1 / 100 + 1 / 200)
+    )
+    assert (pred.interval(0.05)[0] <= lower).all()
+    torch.testing.assert_close(pred[:7].interval()[0], lower[:7])
+    assert bg.evaluate(pred, y[200:], metrics=["coverage_90", "crps"]).value("coverage_90") > 0.7
+    assert pred.sample(3, seed=0).shape == (3, 200, 1)
 
 
 def test_a_family_of_ones_own() -> None:
