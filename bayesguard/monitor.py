@@ -110,8 +110,7 @@ class CalibrationMonitor(nn.Module):
             if not isinstance(pred, (CategoricalPredictive, BernoulliPredictive)):
                 raise BadType(f"a {type(pred).__name__} has no confidence; use claim='pit'")
             check_shape(pred.labels, (len(pred),), "pred")
-            classes = 2 if isinstance(pred, BernoulliPredictive) else pred.num_classes
-            right = (pred.labels == check_labels(targets, pred.labels.shape, classes)).double()
+            right = (pred.labels == check_labels(targets, pred.labels.shape, pred.num_classes)).double()
             gain = right - wide(pred.confidence)
             return torch.stack([gain, -gain], dim=-1)
         if isinstance(pred, (CategoricalPredictive, BernoulliPredictive)) or not hasattr(pred, "cdf"):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bayesguard.errors import BadInput, BadType, NotFitted
-from bayesguard.predictive import Predictive
-from bayesguard.predictive.numerics import as_given
+from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive.numerics import as_given, wide
 from bayesguard.sampling import stream
 
 
@@ -25,12 +25,14 @@ class Calibrator(nn.Module, ABC):
         acts_on: "draws" if the map changes every draw, and so needs them kept; "pooled" if it changes the mixture.
         needs_own_data: Whether it has to be fitted to examples that no calibrator before it was fitted to, because it
             promises a coverage: `Predictor.calibrate` then splits what it is given.
+        sized_by_fit: Buffers whose sizes are known after fitting only; a fresh calibrator takes those of a saved state.
         shifts: The perturbations under which it has to see the data, too (`fit_shifted`); None for nearly all.
         diagnostics: What the last fit found, by name; empty before.
     """
 
     acts_on: ClassVar[Literal["draws", "pooled"]]
     needs_own_data: ClassVar[bool] = False
+    sized_by_fit: ClassVar[tuple[str, ...]] = ()
     shifts: Any = None
     is_fitted: Tensor
 
@@ -105,6 +107,30 @@ class Calibrator(nn.Module, ABC):
     def __call__(self, pred: Predictive) -> Predictive:
         """Return the calibrated predictive."""
         return cast(Predictive, super().__call__(pred))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.sized_by_fit:
+            saved = state_dict.get(prefix + name)
+            if isinstance(saved, Tensor):
+                setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def class_columns(pred: Predictive, asked: Calibrator, hint: str = "") -> Tensor:
+    """Return probabilities `[N, K]` of one class of several, or of no and yes, for each example.
+
+    Raises:
+        BadType: Another kind of predictive, or several targets an example; `hint` says what to use for those.
+    """
+    if isinstance(pred, CategoricalPredictive) and len(pred.batch_shape) == 1:
+        return pred.probs
+    if isinstance(pred, BernoulliPredictive) and len(pred.batch_shape) == 1:
+        yes = wide(pred.probs)
+        return torch.stack([1 - yes, yes], dim=-1)
+    raise BadType(
+        f"{type(asked).__name__} is for one class (or yes and no) an example, got a {type(pred).__name__} of batch shape "
+        f"{tuple(pred.batch_shape)}{hint}"
+    )
 
 
 def check_order(calibrators: Sequence[Calibrator]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayesguard.calibration.base import Calibrator
 from bayesguard.checks import check_count, check_labels
@@ -31,6 +31,7 @@ class ClassMaps(Calibrator):
     """
 
     acts_on = "pooled"
+    sized_by_fit = ("points", "values")
     points: Tensor
     values: Tensor
     num_classes: Tensor
@@ -144,10 +145,6 @@ class ClassMaps(Calibrator):
                 f"this {name} has {self.values.shape[0]} maps, but pred needs {wanted} with "
                 f"keep_labels={self.keep_labels}; use the setting and the number of labels that it was fitted with"
             )
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        size_like_saved(self, ("points", "values"), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"keep_labels={self.keep_labels}" + ("" if self.fitted else ", not fitted")
@@ -280,14 +277,6 @@ class IsotonicCalibration(ClassMaps):
         left, right = points.gather(1, place), points.gather(1, place + 1)
         share = ((rows - left) / (right - left)).clamp(0, 1)  # 0 where the next point is infinity
         return torch.lerp(values.gather(1, place), values.gather(1, place + 1), share).T
-
-
-def size_like_saved(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Give buffers whose sizes are known after fitting only the sizes of what is to be loaded into them."""
-    for name in names:
-        saved = state_dict.get(prefix + name)
-        if isinstance(saved, Tensor):
-            setattr(module, name, module.get_buffer(name).new_empty(saved.shape))
 
 
 def _classifier(pred: Predictive, name: str) -> CategoricalPredictive | BernoulliPredictive:

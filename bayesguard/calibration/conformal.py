@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from bayesguard.calibration.base import class_columns
 from bayesguard.calibration.scores import ClassScore, check_class_score, class_scores
 from bayesguard.calibration.split import SplitConformal
 from bayesguard.checks import check_count, check_finite, check_labels, check_shape
@@ -68,12 +69,15 @@ class Conformal(SplitConformal):
         self.penalty, self.free_ranks = float(penalty), check_count(free_ranks, "free_ranks", minimum=0)
         self.seed = check_count(seed, "seed", minimum=0)
 
-    def _all_scores(self, pred: Predictive) -> Tensor:
+    def _probs(self, pred: Predictive) -> Tensor:
+        return class_columns(pred, self, "; for numbers use ConformalInterval")
+
+    def _all_scores(self, probs: Tensor) -> Tensor:
         seed = self.seed if self.randomised else None
-        return class_scores(_probs(pred), self.score, penalty=self.penalty, free_ranks=self.free_ranks, seed=seed)
+        return class_scores(probs, self.score, penalty=self.penalty, free_ranks=self.free_ranks, seed=seed)
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
-        scores = self._all_scores(pred)
+        scores = self._all_scores(self._probs(pred))
         labels = check_labels(targets, scores.shape[:1], scores.shape[1])
         return scores.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
@@ -81,14 +85,15 @@ class Conformal(SplitConformal):
         return targets.long() if self.by == "class" else super()._strata(pred, targets, groups)
 
     def _answer(self, pred: Predictive, alpha: float, rows: RowValues) -> Tensor:
-        scores = self._all_scores(pred)
+        probs = self._probs(pred)
+        scores = self._all_scores(probs)
         if self.by == "class":
             bounds = self._class_bounds(alpha, rows, scores)
         else:
             bounds = self.bounds(alpha, rows, len(scores)).unsqueeze(-1)
         # Rounding of sums that are equal in exact arithmetic must not decide.
         members = scores <= bounds + 1e-12
-        return members.scatter(-1, _probs(pred).argmax(-1, keepdim=True), True)
+        return members.scatter(-1, probs.argmax(-1, keepdim=True), True)
 
     def _class_bounds(self, alpha: float, rows: RowValues, scores: Tensor) -> Tensor:
         columns = []
@@ -191,19 +196,6 @@ class ConformalQuantile(SplitConformal):
         # Narrowed by more than its width, an interval is empty; its middle stands for it.
         middle = (lower + upper) / 2
         return _as(pred, torch.minimum(lower - bounds, middle), torch.maximum(upper + bounds, middle))
-
-
-def _probs(pred: Predictive) -> Tensor:
-    """Class probabilities `[N, K]` of either kind of classification."""
-    if isinstance(pred, CategoricalPredictive) and len(pred.batch_shape) == 1:
-        return pred.probs
-    if isinstance(pred, BernoulliPredictive) and len(pred.batch_shape) == 1:
-        yes = pred.probs
-        return torch.stack([1 - yes, yes], dim=-1)
-    raise BadType(
-        f"Conformal is for one class (or yes and no) an example, got a {type(pred).__name__} of batch shape "
-        f"{tuple(pred.batch_shape)}; for numbers use ConformalInterval"
-    )
 
 
 def _real_targets(pred: Predictive, targets: Tensor) -> Tensor:

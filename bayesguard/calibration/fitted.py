@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bayesguard.calibration.base import Calibrator
-from bayesguard.calibration.binning import size_like_saved
 from bayesguard.errors import BadInput, CalibrationWarning
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.numerics import slices
@@ -27,17 +25,17 @@ class Fitted(Calibrator):
 
     acts_on = "draws"
     bias: Tensor
-    _factors: ClassVar[str] = "scale"
+    sized_by_fit = ("scale", "bias")  # the factors, and what is added
 
     def __init__(self) -> None:
         super().__init__()
-        for name in (self._factors, "bias"):
+        for name in self.sized_by_fit:
             # float32, which every device has; at an optimum the likelihood is flat to second order in its rounding.
             self.register_buffer(name, torch.empty(0, dtype=torch.float32, device="cpu"))
 
     def _store(self, factors: Tensor, bias: Tensor) -> None:
         with torch.inference_mode(False):  # else a later load_state_dict could not write to it
-            for name, value in ((self._factors, factors), ("bias", bias)):
+            for name, value in zip(self.sized_by_fit, (factors, bias), strict=True):
                 setattr(self, name, self.get_buffer(name).new_empty(value.shape).copy_(value))
 
     def _kept_draws(self, pred: CategoricalPredictive | BernoulliPredictive) -> Tensor:
@@ -52,10 +50,6 @@ class Fitted(Calibrator):
         """Change all draws of `pred`, one slice of examples after another."""
         cost = 8 * draws[:, :1].numel()
         return pred._rebuild([torch.cat([change(draws[:, rows]) for rows in slices(len(pred), cost)], dim=1)])
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        size_like_saved(self, (self._factors, "bias"), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def check_possible(excluded: int, count: int) -> None:

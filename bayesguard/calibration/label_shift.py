@@ -8,14 +8,14 @@ box predictors. ICML.
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator
+from bayesguard.calibration.base import Calibrator, class_columns
 from bayesguard.checks import check_finite, check_labels, check_shape
-from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
+from bayesguard.errors import BadInput, CalibrationWarning, NotFitted
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.numerics import as_given, wide
 
@@ -50,6 +50,7 @@ class PriorCorrection(Calibrator):
     """
 
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
+    sized_by_fit = ("old", "new", "confusion")
     old: Tensor
     new: Tensor
     confusion: Tensor
@@ -63,7 +64,7 @@ class PriorCorrection(Calibrator):
             self.register_buffer(name, torch.empty(shape, dtype=torch.float64))
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
-        probs = _probs(pred)
+        probs = wide(class_columns(pred, self))
         labels = check_labels(targets, probs.shape[:1], probs.shape[1])
         member = torch.nn.functional.one_hot(labels, probs.shape[1]).double()
         counts = member.sum(0)
@@ -88,7 +89,7 @@ class PriorCorrection(Calibrator):
             BadInput: "bbse" with predictions that do not tell the classes apart.
         """
         self._check_fitted()
-        probs = _probs(pred).to(self.old)
+        probs = wide(class_columns(pred, self)).to(self.old)
         if probs.shape[1] != len(self.old):
             raise BadInput(f"pred has {probs.shape[1]} classes, fit saw {len(self.old)}")
         if not len(probs):
@@ -137,7 +138,7 @@ class PriorCorrection(Calibrator):
         return found / found.sum()
 
     def _calibrate(self, pred: Predictive) -> Predictive:
-        probs = _probs(pred).to(self.old)
+        probs = wide(class_columns(pred, self)).to(self.old)
         joint = (probs * (self.new / self.old)).clamp_min(torch.finfo(torch.float64).tiny)
         corrected = (joint / joint.sum(-1, keepdim=True)).to(pred.device, pred.dtype)
         if isinstance(pred, BernoulliPredictive):
@@ -148,21 +149,5 @@ class PriorCorrection(Calibrator):
         if not self.fitted:
             raise NotFitted("this PriorCorrection is not fitted; call fit(pred, targets) on held-out predictions first")
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
-        for name in ("old", "new", "confusion"):
-            if prefix + name in state:
-                self.register_buffer(name, torch.empty_like(state[prefix + name], device=self.old.device))
-        super()._load_from_state_dict(state, prefix, *more)
-
     def extra_repr(self) -> str:
         return f"method={self.method!r}, {'fitted' if self.fitted else 'not fitted'}"
-
-
-def _probs(pred: Predictive) -> Tensor:
-    """Float64 probabilities `[N, K]` of either kind of classification."""
-    if isinstance(pred, CategoricalPredictive) and len(pred.batch_shape) == 1:
-        return wide(pred.probs)
-    if isinstance(pred, BernoulliPredictive) and len(pred.batch_shape) == 1:
-        yes = wide(pred.probs)
-        return torch.stack([1 - yes, yes], dim=-1)
-    raise BadType(f"PriorCorrection is for one class (or yes and no) an example, got a {type(pred).__name__}")

@@ -45,7 +45,7 @@ class _ClassMap(Fitted):
                 f"pred has {draws.shape[-1]} classes, but this {type(self).__name__} was fitted to {len(self.bias)}; "
                 "fit one to predictions of these classes"
             )
-        factors, bias = (wide(self.get_buffer(name).to(draws.device)) for name in (self._factors, "bias"))
+        factors, bias = (wide(self.get_buffer(name).to(draws.device)) for name in self.sized_by_fit)
 
         def calibrated(part: Tensor) -> Tensor:
             # float64: autocast would make a matrix product of float32 one of half precision.
@@ -75,7 +75,7 @@ class _ClassMap(Fitted):
         if not separable:
             found = self._search(likelihood)
             self._store(found.factors, found.bias)
-            factors, bias = (wide(self.get_buffer(name)).to(weights) for name in (self._factors, "bias"))
+            factors, bias = (wide(self.get_buffer(name)).to(weights) for name in self.sized_by_fit)
             after = likelihood.nll(factors, bias)
             # At a minimum, twice as large logits are worse.
             separable = likelihood.nll(2 * factors, 2 * bias) < after - 1e-12
@@ -189,7 +189,7 @@ class _Full(_ClassMap):
     """A matrix and a bias, with off-diagonal and intercept regularisation."""
 
     weight: Tensor
-    _factors = "weight"
+    sized_by_fit = ("weight", "bias")
 
     def __init__(self, off_diagonal: float | None = None, bias: float | None = None) -> None:
         super().__init__()

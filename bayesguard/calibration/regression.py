@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
 from bayesguard.calibration.base import Calibrator
-from bayesguard.calibration.binning import size_like_saved
 from bayesguard.checks import check_count
 from bayesguard.errors import BadType, CalibrationWarning
 from bayesguard.predictive import ContinuousPredictive, Predictive, RecalibratedPredictive
@@ -196,6 +194,7 @@ class CDFCalibration(Calibrator):
     """
 
     acts_on = "pooled"
+    sized_by_fit = ("knots", "levels")
     knots: Tensor
     levels: Tensor
 
@@ -228,10 +227,6 @@ class CDFCalibration(Calibrator):
             "num_far": far,
             "largest_gap": float((levels - knots).abs().max()),
         }
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        size_like_saved(self, ("knots", "levels"), state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         return f"num_knots={len(self.knots) - 2}" if self.fitted else "not fitted"

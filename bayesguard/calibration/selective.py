@@ -65,7 +65,7 @@ class SelectiveClassifier:
             BadType: Predictives of numbers.
         """
         confidence, labels = _answers(pred)
-        truth = check_labels(as_given(targets, "targets").to(labels.device), labels.shape, _num_classes(pred))
+        truth = check_labels(as_given(targets, "targets").to(labels.device), labels.shape, pred.num_classes)
         if not len(labels):
             raise BadInput("pred has no examples")
         order = confidence.argsort(descending=True, stable=True)
@@ -192,7 +192,3 @@ def _answers(pred: Predictive) -> tuple[Tensor, Tensor]:
         raise BadType(f"selective prediction is for classification, got a {type(pred).__name__}")
     check_shape(pred.labels, (len(pred),), "pred")
     return wide(pred.confidence), pred.labels.long()
-
-
-def _num_classes(pred: Predictive) -> int:
-    return 2 if isinstance(pred, BernoulliPredictive) else int(pred.num_classes)

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from bayesguard.calibration.base import Calibrator
+from bayesguard.calibration.likelihood import PooledLikelihood, minimise
 from bayesguard.checks import check_count, check_labels, check_shape
 from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.metrics.bootstrap import bootstrap_weights
 from bayesguard.metrics.functional.calibration import expected_calibration_error
+from bayesguard.metrics.registry import EVALUATION_METRICS
 from bayesguard.predictive import CategoricalPredictive, Predictive
 from bayesguard.predictive.combine import concatenate
 from bayesguard.predictive.numerics import as_given, wide
@@ -69,6 +72,7 @@ class ShiftAwareScaling(Calibrator):
     """
 
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
+    sized_by_fit = ("sets", "set_weights")
     clean_temperature: Tensor
     temperature: Tensor
     centre: Tensor
@@ -304,12 +308,6 @@ class ShiftAwareScaling(Calibrator):
         scaled = log_probs / temperatures.to(log_probs).unsqueeze(-1)
         return CategoricalPredictive(scaled.to(pred.dtype).unsqueeze(0), exact=pred.exact)
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
-        for name in ("sets", "set_weights"):
-            if prefix + name in state:
-                self.register_buffer(name, torch.empty_like(state[prefix + name], device=self.sets.device))
-        super()._load_from_state_dict(state, prefix, *more)
-
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, {'fitted' if self.fitted else 'not fitted'}"
 
@@ -343,31 +341,10 @@ def _statistics(signs: Tensor, log_probs: Tensor) -> Tensor:
     return torch.cat([signs.mean(0), signs.std(0), evenness.reshape(1)])
 
 
-def _nll(group: _Group, temperatures: Tensor) -> Tensor:
-    scaled = (group.log_probs / temperatures.unsqueeze(-1)).log_softmax(-1)
-    return -scaled.gather(-1, group.labels.unsqueeze(-1)).mean()
-
-
 def _best_temperature(group: _Group) -> float:
-    """The single temperature of the smallest NLL, by golden section: the NLL is convex in its reciprocal."""
-    low, high = -_LOG_BOUND, _LOG_BOUND
-    ratio = (math.sqrt(5) - 1) / 2
-
-    def at(log_temperature: float) -> float:
-        return float(_nll(group, group.log_probs.new_full((len(group.labels),), math.exp(log_temperature))))
-
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    values = at(left), at(right)
-    while high - low > 1e-4:
-        if values[0] < values[1]:
-            high, right = right, left
-            left = high - ratio * (high - low)
-            values = at(left), values[0]
-        else:
-            low, left = left, right
-            right = low + ratio * (high - low)
-            values = values[1], at(right)
-    return math.exp((low + high) / 2)
+    """The single temperature of the smallest NLL."""
+    one_draw = PooledLikelihood(group.log_probs.unsqueeze(0), group.labels, group.log_probs.new_ones(1))
+    return 1 / minimise(one_draw, math.exp(-_LOG_BOUND), math.exp(_LOG_BOUND))
 
 
 def _scaled(group: _Group, temperatures: Tensor) -> Tensor:
@@ -384,13 +361,9 @@ def _mean_error(groups: list[_Group], temperatures: Any) -> float:
 
 def _error_and_bound(group: _Group, temperatures: Tensor, seed: int) -> tuple[float, float]:
     """Calibration error, and the 97.5 % quantile of it over resampled examples."""
-    probs = _scaled(group, temperatures)
-    generator = stream("cpu", seed, "bootstrap")
-    values = []
-    for _ in range(_RESAMPLES):
-        rows = torch.randint(len(probs), (len(probs),), generator=generator).to(probs.device)
-        values.append(float(expected_calibration_error(probs[rows], group.labels[rows])))
-    return _error(group, temperatures), float(torch.tensor(values).quantile(0.975))
+    scores = EVALUATION_METRICS["ece"].scores(_scaled(group, temperatures), group.labels)
+    resampled = torch.cat([scores.resample(part) for part in bootstrap_weights(len(group.labels), _RESAMPLES, seed)])
+    return scores.value(), float(resampled.quantile(0.975))
 
 
 def _chosen_ridge(kernel: Tensor, wanted: Tensor, groups: Tensor) -> tuple[float, float]:

@@ -46,6 +46,7 @@ class SplitConformal(Calibrator):
 
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
     needs_own_data: ClassVar[bool] = True
+    sized_by_fit = ("scores", "strata", "weights")
     scores: Tensor
     strata: Tensor
     weights: Tensor
@@ -181,12 +182,6 @@ class SplitConformal(Calibrator):
         return scores[rank - 1].expand(count)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
-        # How many scores there are is known only after a fit.
-        for name in ("scores", "strata", "weights"):
-            saved = state.get(prefix + name)
-            if saved is not None:
-                own = getattr(self, name)
-                self.register_buffer(name, torch.empty(saved.shape, dtype=saved.dtype, device=own.device))
         super()._load_from_state_dict(state, prefix, *more)
         self._weighted = bool((self.weights != 1).any())
 

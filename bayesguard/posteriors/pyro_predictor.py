@@ -19,7 +19,6 @@ from bayesguard.posteriors.pyro_run import Arguments, PyroProgram, Run, scaled, 
 from bayesguard.predictor import Options, Predictor, join_inputs, split_inputs
 from bayesguard.sampling import Forward, derive_seed, seeded_default_generators
 
-_VALIDATION_DRAWS = 8
 _DRAWS_PER_CHUNK = 8
 # States of a chain depend on their neighbours.
 _BLOCK = 8
@@ -147,9 +146,7 @@ class PyroPredictor(Predictor):
 
     def validation_loss(self, data: Any, batch_size: int | None = None) -> float:
         """Return the mean NLL per example, in nats, of the mixture over eight draws (no calibration)."""
-        draws = min(_VALIDATION_DRAWS, self._samples(None))
-        predictive, targets = self.predict_with_targets(data, batch_size=batch_size, num_samples=draws)
-        return -predictive.log_prob(targets).double().sum().item() / len(targets)
+        return self.mixture_loss(data, batch_size)
 
     # Draws.
 

@@ -25,8 +25,6 @@ from bayesguard.sampling.estimators import Estimator, Moments, check_estimator, 
 from bayesguard.sampling.random_weights import RandomWeights
 from bayesguard.weights import Subset, Weights, select_weights
 
-_VALIDATION_DRAWS = 8
-
 
 class Variational(WeightPredictor):
     """A network with a distribution over its weights; each draw is the network under one sample of all of them.
@@ -167,10 +165,7 @@ class Variational(WeightPredictor):
 
     def validation_loss(self, data: Any, batch_size: int | None = None) -> float:
         """Return the mean NLL per example, in nats, of the mixture over eight draws (no calibration)."""
-        draws = min(_VALIDATION_DRAWS, self.num_samples)
-        predictive, targets = self.predict_with_targets(data, batch_size=batch_size, num_samples=draws)
-        log_prob = predictive.log_prob(targets).double()
-        return -log_prob.sum().item() / len(targets)
+        return self.mixture_loss(data, batch_size)
 
     # Draws.
 

@@ -124,12 +124,12 @@ def guaranteed(pred: Predictive, answer: Answer, alpha: float, rows: RowValues |
     Raises:
         BadType: A predictive that has neither.
     """
-    kind = next((made for base, made in _KINDS.items() if isinstance(pred, base)), None)
-    if kind is None:
+    plain = next((base for base in _KINDS if isinstance(pred, base)), None)
+    if plain is None:
         raise BadType(f"a {type(pred).__name__} has neither sets nor intervals that could be given a guarantee")
+    kind = _KINDS[plain]
     new: Any = kind.__new__(kind)
     # By the parent's own way, since `pred` has no rule yet.
-    plain = next(parent for parent in _KINDS if issubclass(kind, parent))
     plain._refill(new, pred, pred._tensors(), pred.weights, pred.exact, pred.groups)
     new._follow(answer, alpha, rows or {})
     return new

@@ -16,7 +16,7 @@ from bayesguard.calibration.base import Calibrator
 from bayesguard.calibration.binary import BetaCalibration, PlattScaling
 from bayesguard.errors import BadInput, BadType, CalibrationWarning
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
-from tests.calibration.test_linear import Array, gradient, information, pooled_nll, predicted_nll
+from tests.calibration.test_linear import DTYPES, Array, check_dtype, gradient, information, pooled_nll, predicted_nll
 
 OF_ANSWERS: list[Callable[[], Calibrator]] = [PlattScaling, lambda: PlattScaling(smooth=True), BetaCalibration]
 
@@ -260,17 +260,10 @@ def test_slices_do_not_change_the_answer(make: Callable[[], Calibrator], monkeyp
     torch.testing.assert_close(whole(pred).draw_logits, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("make", OF_ANSWERS)
 def test_dtypes(make: Callable[[], Calibrator], dtype: torch.dtype) -> None:
-    values, targets = answers(draws=2)
-    given = values.to(dtype)
-    pred = Predictive.from_logits(given, draws=True)
-    exact = Predictive.from_logits(given.double(), draws=True)
-    calibrator, wide = make().fit(pred, targets), make().fit(exact, targets)
-    assert calibrator(pred).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(calibrator.get_buffer("bias"), wide.get_buffer("bias"), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(calibrator(pred).mean.double(), wide(exact).mean, rtol=1e-4, atol=1e-5)
+    check_dtype(make, *answers(draws=2), dtype)
 
 
 @pytest.mark.parametrize("make", OF_ANSWERS)

@@ -20,6 +20,7 @@ from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.predictive import CategoricalPredictive, Predictive
 
 Array = npt.NDArray[np.float64]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 OF_CLASSES: list[Callable[[], Calibrator]] = [
     VectorScaling,
     lambda: MatrixScaling(0.3, 0.1),
@@ -340,10 +341,7 @@ def test_slices_do_not_change_the_answer(make: Callable[[], Calibrator], monkeyp
 # -- dtypes, state, inputs
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("make", OF_CLASSES)
-def test_dtypes(make: Callable[[], Calibrator], dtype: torch.dtype) -> None:
-    values, targets = classes(draws=2)
+def check_dtype(make: Callable[[], Calibrator], values: Tensor, targets: Tensor, dtype: torch.dtype) -> None:
     given = values.to(dtype)
     pred = Predictive.from_logits(given, draws=True)
     exact = Predictive.from_logits(given.double(), draws=True)
@@ -351,6 +349,12 @@ def test_dtypes(make: Callable[[], Calibrator], dtype: torch.dtype) -> None:
     assert calibrator(pred).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(calibrator.get_buffer("bias"), wide.get_buffer("bias"), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(calibrator(pred).mean.double(), wide(exact).mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("make", OF_CLASSES)
+def test_dtypes(make: Callable[[], Calibrator], dtype: torch.dtype) -> None:
+    check_dtype(make, *classes(draws=2), dtype)
 
 
 @pytest.mark.parametrize("make", OF_CLASSES)

@@ -11,7 +11,7 @@ import bayesguard as bg
 from bayesguard.benchmarks.networks import ResNet20
 from bayesguard.benchmarks.speed.bayesian_peers import BAYESIAN, Bayesian
 from bayesguard.benchmarks.speed.measure import Call, calling, interleaved
-from bayesguard.benchmarks.speed.networks import lenet, mlp
+from bayesguard.benchmarks.speed.networks import lenet, members, mlp
 from bayesguard.benchmarks.speed.peers import collect, quiet
 from bayesguard.benchmarks.speed.settings import Settings
 from bayesguard.benchmarks.speed.table import Row, row_of
@@ -49,8 +49,7 @@ def _data(kind: _Kind, settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _network(kind: _Kind, settings: Settings) -> nn.Module:
-    torch.manual_seed(0)
-    return kind.make().to(settings.device)
+    return members(kind.make, 1, settings.device)[0]
 
 
 def _training(kind: _Kind, settings: Settings) -> Row:
@@ -99,7 +98,7 @@ def _step_of(peer: Bayesian, inputs: Tensor, targets: Tensor) -> Call:
 @torch.no_grad()
 def _prediction(kind: _Kind, settings: Settings) -> Row:
     inputs, _ = _data(kind, settings)
-    network = _network(kind, settings).eval()
+    network = _network(kind, settings)
     predictor = bg.Variational(network, num_samples=_DRAWS)
     _check(predictor, inputs)
     peers = collect(BAYESIAN, network, say=settings.say) if settings.peers else {}
