@@ -1,0 +1,199 @@
+"""The cells of a benchmark, data x method x seed: each is measured once, kept in a file, on as many processes as wanted.
+
+joblib does the fan-out: over processes of this machine, or over whatever backend surrounds the call (a Dask or Ray cluster).
+"""
+
+import json
+import math
+import platform
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import bayesguard as bg
+from bayesguard.errors import BadFile, BadInput, BayesguardError
+from bayesguard.results import to_json
+
+
+class Cell(NamedTuple):
+    """One thing to measure: a method on a data set, with a seed (or the number of a split)."""
+
+    data: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.data}, {self.method}, {self.seed}"
+
+
+class CellsFailed(BayesguardError):
+    """Some cells could not be measured; the message says which and why. The others are kept."""
+
+
+Measure = Callable[[Cell, torch.device], dict[str, Any]]
+Record = dict[str, Any]
+
+
+def measure_all(
+    measure: Measure,
+    cells: Sequence[Cell],
+    *,
+    settings: Mapping[str, Any],
+    folder: str | Path,
+    device: str = "auto",
+    jobs: int | None = None,
+    progress: bool = False,
+) -> list[Record]:
+    """Measure every cell that has no file in `folder` yet, and return the records of all, in the order of `cells`.
+
+    Args:
+        measure: `(cell, device) -> values`, what JSON can hold; called in other processes where `jobs` is not 1.
+        cells: What to measure.
+        settings: What else decides the values, as JSON; a file made with other settings is refused, never overwritten.
+        folder: Holds a file for each cell; made where it does not exist.
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:0"; with "cuda" the cells go round all GPUs.
+        jobs: Processes; None for one, or as many as the surrounding `joblib.parallel_config` says.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        BadInput: A file that was made with other settings, or an unknown device.
+        BadFile: A file that cannot be read.
+        CellsFailed: After all others were measured.
+    """
+    import joblib
+    from tqdm import tqdm
+
+    folder = Path(folder)
+    devices = _devices(device)
+    asked: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    todo = [cell for cell in cells if _kept(folder, cell, asked) is None]
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    # One thread a process: cells are many, and processes that share cores by threads slow one another down.
+    threads = None if parallel.n_jobs == 1 else 1
+    calls = [
+        joblib.delayed(_guarded)(measure, cell, str(devices[place % len(devices)]), asked, threads)
+        for place, cell in enumerate(todo)
+    ]
+    failures = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
+        for cell, record, error in parallel(calls):
+            if record is None:
+                failures.append(f"{cell}: {error}")
+            else:
+                to_json(record, _path(folder, cell))
+            bar.update()
+    if failures:
+        raise CellsFailed(f"{len(failures)} of {len(todo)} cells failed: " + "; ".join(failures))
+    return [record for cell in cells if (record := _kept(folder, cell, asked)) is not None]
+
+
+def collect(records: Sequence[Record], path: str | Path, **meta: Any) -> None:
+    """Write the records of a run as one JSON file, whole or not at all."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    to_json({"meta": meta, "cells": list(records)}, path)
+
+
+class Spread(NamedTuple):
+    """A mean over seeds or splits, its standard error, the standard deviation, and the 95 % t interval of the mean."""
+
+    mean: float
+    error: float
+    deviation: float
+    lower: float
+    upper: float
+    num_values: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the mean of values over seeds with its spread; a single value has NaN for all but the mean.
+
+    Examples:
+        >>> spread([1.0, 2.0, 3.0]).error
+        0.5773502691896258
+    """
+    from scipy.stats import t
+
+    count = len(values)
+    if not count:
+        raise BadInput("values is empty; at least one is needed")
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Spread(mean, math.nan, math.nan, math.nan, math.nan, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    error = deviation / math.sqrt(count)
+    reach = float(t.ppf(0.975, count - 1)) * error
+    return Spread(mean, error, deviation, mean - reach, mean + reach, count)
+
+
+def _guarded(
+    measure: Measure, cell: Cell, device: str, settings: dict[str, Any], threads: int | None
+) -> tuple[Cell, Record | None, str | None]:
+    """Measure a cell; an error is a result, so that it does not end the others."""
+    where, before = torch.device(device), torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    start = time.perf_counter()
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+    try:
+        values = measure(cell, where)
+    except Exception as error:
+        return cell, None, f"{type(error).__name__}: {error}"
+    finally:
+        torch.set_num_threads(before)
+    record = {
+        **cell._asdict(),
+        "settings": settings,
+        "values": values,
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_memory_mib": _peak(where),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {threads or before} threads",
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {"bayesguard": bg.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    return cell, record, None
+
+
+def _peak(device: torch.device) -> float:
+    """Peak memory in MiB: of the device since the cell began, or of the process since that began."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    # Bytes on macOS, KiB elsewhere.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def _path(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.data}-{cell.method}-{cell.seed}.json"
+
+
+def _kept(folder: Path, cell: Cell, settings: dict[str, Any]) -> Record | None:
+    path = _path(folder, cell)
+    if not path.is_file():
+        return None
+    try:
+        record: Record = json.loads(path.read_text())
+        same = record["settings"] == settings
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFile(f"{path} is not the result of a cell ({error}); delete it, and it is measured again") from None
+    if not same:
+        changed = sorted(name for name in settings if record["settings"].get(name) != settings[name])
+        raise BadInput(
+            f"{path} was measured with other settings ({', '.join(changed) or 'more of them'}); choose another folder, or "
+            "delete that one"
+        )
+    return record
+
+
+def _devices(name: str) -> list[torch.device]:
+    from bayesguard.benchmarks.shift import choose_device
+
+    first = choose_device(name)
+    if first.type == "cuda" and first.index is None:
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [first]

@@ -1,0 +1,107 @@
+"""Cells: each measured once, refused where settings differ, and a failure costs its own cell only."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pytest
+import torch
+
+from bayesguard.benchmarks.cells import Cell, CellsFailed, collect, measure_all, spread
+from bayesguard.errors import BadFile, BadInput
+
+CELLS = [Cell("toy", method, seed) for method in ("a", "b") for seed in range(2)]
+
+
+def number(cell: Cell, device: torch.device) -> dict[str, Any]:
+    return {"value": cell.seed + len(cell.method), "device": str(device), "undefined": math.nan}
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, cell: Cell, device: torch.device) -> dict[str, Any]:
+        self.calls += 1
+        return number(cell, device)
+
+
+def test_a_second_run_measures_only_what_is_missing(tmp_path: Path) -> None:
+    measure = Counted()
+    first = measure_all(measure, CELLS[:3], settings={"epochs": 1}, folder=tmp_path, device="cpu")
+    again = measure_all(measure, CELLS, settings={"epochs": 1}, folder=tmp_path, device="cpu")
+    assert measure.calls == 4
+    assert again[:3] == first
+    assert [record["values"]["value"] for record in again] == [1, 2, 1, 2]
+    assert again[0]["values"]["undefined"] is None
+    assert again[0]["seconds"] >= 0
+    assert again[0]["peak_memory_mib"] > 0
+
+
+def test_other_settings_are_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    measure_all(number, CELLS[:1], settings={"epochs": 1}, folder=tmp_path, device="cpu")
+    before = (tmp_path / "toy-a-0.json").read_text()
+    with pytest.raises(BadInput, match="other settings \\(epochs\\)"):
+        measure_all(number, CELLS[:1], settings={"epochs": 2}, folder=tmp_path, device="cpu")
+    assert (tmp_path / "toy-a-0.json").read_text() == before
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "toy-a-0.json").write_text("{")
+    with pytest.raises(BadFile, match="toy-a-0"):
+        measure_all(number, CELLS[:1], settings={}, folder=tmp_path, device="cpu")
+
+
+def test_a_failure_costs_its_own_cell_only(tmp_path: Path) -> None:
+    def measure(cell: Cell, device: torch.device) -> dict[str, Any]:
+        if cell == CELLS[1]:
+            raise BadInput("no such thing")
+        return number(cell, device)
+
+    with pytest.raises(CellsFailed, match="1 of 4 cells failed: toy, a, 1: BadInput: no such thing"):
+        measure_all(measure, CELLS, settings={}, folder=tmp_path, device="cpu")
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_processes_give_the_same_records(tmp_path: Path) -> None:
+    alone = measure_all(number, CELLS, settings={}, folder=tmp_path / "one", device="cpu")
+    shared = measure_all(number, CELLS, settings={}, folder=tmp_path / "two", device="cpu", jobs=2)
+    assert [record["values"] for record in alone] == [record["values"] for record in shared]
+    assert shared[0]["device"] == "CPU, 1 threads"
+
+
+def test_the_surrounding_backend_is_used(tmp_path: Path) -> None:
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        records = measure_all(number, CELLS, settings={}, folder=tmp_path, device="cpu")
+    assert len(records) == 4
+
+
+def test_cells_run_on_a_dask_cluster(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="needs dask's distributed")
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        records = measure_all(number, CELLS, settings={}, folder=tmp_path, device="cpu")
+    assert [record["values"]["value"] for record in records] == [1, 2, 1, 2]
+
+
+def test_records_are_collected_in_one_file(tmp_path: Path) -> None:
+    records = measure_all(number, CELLS, settings={}, folder=tmp_path / "cells", device="cpu")
+    collect(records, tmp_path / "toy.json", benchmark="toy")
+    kept = json.loads((tmp_path / "toy.json").read_text())
+    assert kept["meta"] == {"benchmark": "toy"}
+    assert kept["cells"] == records
+
+
+def test_spread_is_that_of_the_t_distribution() -> None:
+    found = spread([1.0, 2.0, 4.0])
+    assert found.deviation == pytest.approx(math.sqrt(7 / 3))
+    # t with two degrees of freedom: 4.302653.
+    assert found.upper - found.mean == pytest.approx(4.302652729911275 * math.sqrt(7 / 9))
+    assert math.isnan(spread([1.0]).error)
+    with pytest.raises(BadInput, match="empty"):
+        spread([])
