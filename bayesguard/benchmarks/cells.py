@@ -194,6 +194,6 @@ def _devices(name: str) -> list[torch.device]:
     from bayesguard.benchmarks.shift import choose_device
 
     first = choose_device(name)
-    if first.type == "cuda" and first.index is None:
+    if first == torch.device("cuda"):
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [first]
