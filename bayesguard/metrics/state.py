@@ -1,12 +1,13 @@
 """Calibration of a stream in O(bins) memory: one state that merges, and gives errors, intervals and a null."""
 
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from bayesguard.checks import check_count, check_level
-from bayesguard.errors import BadInput
+from bayesguard.errors import BadInput, CalibrationWarning
 from bayesguard.metrics.functional.binned import (
     BinnedSums,
     Binning,
@@ -23,6 +24,8 @@ from bayesguard.sampling import stream
 # Cells of the fine grid: 128 for each unit of the logit, from -16 to 16; what lies beyond is in the outermost ones.
 GRID = 4096
 _PER_LOGIT = 128
+# Share of the rows that weights must be worth for their sums to be near normal.
+_FEW = 0.1
 
 
 class CalibrationState:
@@ -138,7 +141,8 @@ class CalibrationState:
         """Return what the "l1" error would be if the scores were right, from the sums alone.
 
         The variance of every bin's gap is exact, its law that of a scaled binomial; `functional.calibration_error_null`
-        computes the exact law from all scores, and their means differ by less than 1 %.
+        computes the exact law from all scores. With 15 bins their means differ by less than 0.2 % from 20 rows on, and
+        by 1 % of fewer.
         """
         check_count(num_resamples, "num_resamples")
         generator = stream("cpu", check_count(seed, "seed", minimum=0), "calibration null of sums")
@@ -154,12 +158,24 @@ class CalibrationState:
         to the second moment, and within bins only. Bins of equal mass stay as all rows cut them. Rows must be
         independent: scores that come together (the elements of one dense prediction) need a bootstrap of the rows.
 
+        Warns:
+            CalibrationWarning: The weights are worth less than a tenth of the rows. A few heavy rows then make up the
+                sums, which are far from normal: the spread of the resamples may be 10 % off. Resample the rows.
+
         References:
             B. Efron (1979). Bootstrap methods: another look at the jackknife. Annals of Statistics.
         """
         check_settings(self.num_bins, self.binning, norm, debiased)
         check_count(num_resamples, "num_resamples")
         generator = stream("cpu", check_count(seed, "seed", minimum=0), "bootstrap of sums")
+        size = float(self.effective_sample_size)
+        if size < _FEW * self.num_rows:
+            warnings.warn(
+                f"the weights of {self.num_rows} rows are worth {size:.1f}: a bootstrap of sums may be off by a tenth of "
+                "its spread; resample the rows (metrics.bootstrap)",
+                CalibrationWarning,
+                stacklevel=2,
+            )
         errors = resampled(self.bins(), num_resamples, generator).errors(norm, debiased=debiased)
         return errors.clamp_min(0).sqrt() if norm == "l2" else errors.clamp_min(0)
 

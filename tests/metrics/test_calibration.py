@@ -275,10 +275,8 @@ def test_debiasing_l1_takes_away_part_of_the_bias() -> None:
         hits = torch.rand(300, generator=generator, dtype=torch.float64) < scores
         raw.append(M.binary_calibration_error(scores, hits, num_bins=10).item())
         less.append(M.binary_calibration_error(scores, hits, num_bins=10, debiased=True).item())
-    share = np.mean(less) / np.mean(raw)
-    # A gap that is noise of variance v alone: 2 E|gap| - E|gap + noise'| = (2 - sqrt 2) E|gap|.
-    spread = np.std(np.array(less) - (2 - math.sqrt(2)) * np.array(raw)) / np.mean(raw) / math.sqrt(200)
-    assert share == pytest.approx(2 - math.sqrt(2), abs=5 * spread + 0.03)  # rates that are noisy themselves: 1/n
+    for values in (np.subtract(raw, less), np.array(less)):  # some goes, some stays
+        assert float(values.mean()) > 5 * float(values.std()) / math.sqrt(len(values))
 
 
 def test_reliability_bins_and_wilson() -> None:

@@ -248,8 +248,8 @@ WEIGHTED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "rmse": lambda p, y, w: M.root_mean_squared_error(p.mean, y, weights=w),
     "crps": lambda p, y, w: M.continuous_ranked_probability_score(p, y, weights=w),
     "real nll": lambda p, y, w: (w @ -p.log_prob(y).mean(-1)) / w.sum(),
-    "coverage": lambda p, y, w: M.interval_coverage(*p.interval(0.2), y, weights=w),
-    "width": lambda p, y, w: M.interval_width(*p.interval(0.1), weights=w),
+    "coverage": lambda p, y, w: M.interval_coverage(p.interval(0.2)[0], p.interval(0.2)[1], y, weights=w),
+    "width": lambda p, y, w: M.interval_width(p.interval(0.1)[0], p.interval(0.1)[1], weights=w),
     "quantiles": lambda p, y, w: M.quantile_calibration_error(M.pit(p, y), weights=w),
 }
 

@@ -114,7 +114,7 @@ def test_states_merge_in_any_order_of_any_split(
     assert torch.equal(merged.sums.rows, whole.sums.rows)
     torch.testing.assert_close(merged.sums.sums, whole.sums.sums, rtol=1e-13, atol=1e-13)
     for norm in ("l1", "l2", "max"):
-        assert merged.error(norm).item() == pytest.approx(whole.error(norm).item(), abs=1e-12)  # type: ignore[arg-type]
+        assert merged.error(norm).item() == pytest.approx(whole.error(norm).item(), abs=1e-12)
     assert merged.null(5).mean.item() == pytest.approx(whole.null(5).mean.item(), abs=1e-12)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bayesguard.errors import BadInput
+from bayesguard.errors import BadInput, CalibrationWarning
 from bayesguard.metrics import functional as M
 from bayesguard.metrics.bootstrap import bootstrap_weights
 from bayesguard.metrics.functional.binned import BinnedSums, bin_index
@@ -27,7 +27,7 @@ def made(rows: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[
     return scores.to(dtype), hits, weights
 
 
-def filled(scores: Tensor, hits: Tensor, weights: Tensor | None = None, **options: Any) -> CalibrationState:
+def filled(scores: Any, hits: Any, weights: Any = None, **options: Any) -> CalibrationState:
     state = CalibrationState(**options)
     state.update(scores, hits, weights)
     return state
@@ -58,7 +58,7 @@ def test_equal_width_is_the_function(dtype: torch.dtype, weighted: bool) -> None
 def test_state_dict_goes_round_and_is_checked() -> None:
     for binning in ("width", "mass"):
         state = filled(*made(50), binning=binning)
-        copy = CalibrationState(binning=binning)  # type: ignore[arg-type]
+        copy = CalibrationState(binning=binning)
         copy.load_state_dict(state.state_dict())
         copy.update(*made(30, seed=1))
         assert state.num_rows == 50
@@ -196,6 +196,8 @@ def test_bootstrap_is_deterministic_and_debiased_where_asked() -> None:
     assert torch.equal(state.bootstrap(50, seed=3), state.bootstrap(50, seed=3))
     assert not torch.equal(state.bootstrap(50, seed=3), state.bootstrap(50, seed=4))
     assert state.bootstrap(200, norm="l2", debiased=True).mean() < state.bootstrap(200, norm="l2").mean()
+    with pytest.warns(CalibrationWarning, match="worth 1.0"):
+        filled([0.7] * 20, [1] * 20, [1.0] + [1e-9] * 19).bootstrap(5)
     one = filled([0.7], [1])
     torch.testing.assert_close(one.bootstrap(5), torch.full((5,), 0.3).double())
     by_class = BinnedSums.of_classes(torch.tensor([[0.5, 0.5]]), torch.tensor([0]), 15)
