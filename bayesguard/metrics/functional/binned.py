@@ -135,14 +135,13 @@ class BinnedSums:
             found[:, 0] = whole if whole.dim() else whole - found[:, 1:].sum(-1)
             return torch.stack([found - hits, hits], -2)
 
-        picked, chosen = score, chosen.double()
-        sums = []
+        chosen, sums = chosen.double(), []
         for weight, low in zip(powers, first.unbind(1), strict=True):
             at = weight[row]
             sums += [
                 cells(at, weight, weight.sum()),
-                cells(at * picked, weight * chosen, low[0]),
-                cells(at * picked.square(), weight * chosen.square(), low[1]),
+                cells(at * score, weight * chosen, low[0]),
+                cells(at * score.square(), weight * chosen.square(), low[1]),
             ]
         if weights is None:
             return cls(sums[0].round().long(), torch.stack(sums * 2))
