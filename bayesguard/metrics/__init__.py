@@ -1,9 +1,10 @@
-"""Metrics: `functional` for plain tensors, and torchmetrics classes, which are loaded at first use."""
+"""Metrics: `functional` for plain tensors, `CalibrationState` for streams, and torchmetrics classes, which are loaded at first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bayesguard.metrics import functional as functional
+from bayesguard.metrics.state import CalibrationState as CalibrationState
 
 if TYPE_CHECKING:
     from bayesguard.metrics.classes import OODAUROC as OODAUROC
@@ -45,4 +46,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["functional", *_CLASSES]
+    return ["CalibrationState", "functional", *_CLASSES]

@@ -15,27 +15,33 @@ from bayesguard.metrics.functional.binned import (
     bin_index,
     check_settings,
 )
-from bayesguard.metrics.functional.inputs import classified, paired
+from bayesguard.metrics.functional.inputs import classified, element_weights, paired, weighted_mean
 from bayesguard.metrics.functional.regression import LEVELS, at_or_below, interval_coverage, interval_width, pit
 from bayesguard.metrics.functional.selective import area_under_risk_coverage, area_under_roc
 from bayesguard.metrics.registry import EVALUATION_METRICS, Pred, binned, class_probs, kind_of, top
+from bayesguard.metrics.state import GRID, CalibrationState
 from bayesguard.predictive import Predictive
 
 
 class PredictiveMetric(Metric):
-    """Base: `update(pred, targets)` takes a Predictive, or class probabilities `[N, K]` (or P(y = 1) `[N]`)."""
+    """Base: `update(pred, targets, weights=None)` takes a Predictive, or class probabilities `[N, K]` (or P(y = 1)).
+
+    Weights `[N]` say how much each row counts.
+    """
 
     full_state_update = False
     is_differentiable = False
 
-    def update(self, pred: object, targets: object) -> None:
-        """Add a batch of predictions and their targets."""
+    def update(self, pred: object, targets: object, weights: object = None) -> None:
+        """Add a batch of predictions and their targets, each row once or as often as `weights` `[N]` say."""
         # An array stays an array: a detour over log-probabilities would move scores off the edges of their bins.
         pred = pred if isinstance(pred, Predictive) else as_tensor(pred, "pred")
-        self.add(pred, as_tensor(targets, "targets").to(pred.device))
+        truth = as_tensor(targets, "targets").to(pred.device)
+        per_row = None if weights is None else element_weights(weights, truth, len(truth), truth.device)
+        self.add(pred, truth, per_row)
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
-        """Add a batch."""
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
+        """Add a batch; weights are float64 `[N]`."""
         raise NotImplementedError
 
     def _add_sums(self, *names: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> None:
@@ -47,6 +53,10 @@ class PredictiveMetric(Metric):
         for name in names:
             self.add_state(name, [], dist_reduce_fx="cat")
 
+    def _refuse_weights(self, weights: Tensor | None) -> None:
+        if weights is not None:
+            raise BadInput(f"{type(self).__name__} takes no weights, got some; leave them out, or repeat the rows")
+
     def _refuse(self, pred: Pred) -> NoReturn:
         raise BadType(f"{type(self).__name__} is not for {kind_of(pred)} predictions")
 
@@ -57,12 +67,15 @@ class _Average(PredictiveMetric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._add_sums("total")
-        self._add_sums("count", dtype=torch.int64)
+        self._add_sums("total", "count")
 
-    def _average(self, values: Tensor) -> None:
-        self.total += values.double().sum().to(self.total.device)
-        self.count += values.numel()
+    def _average(self, values: Tensor, weights: Tensor | None) -> None:
+        """Add values `[N, ...]` of rows of these weights."""
+        flat = values.double().flatten()
+        mass = element_weights(weights, values, len(flat), flat.device)
+        count = len(flat) if mass is None else mass.sum()
+        self.total += (weighted_mean(flat, mass) * count).to(self.total.device)
+        self.count += count
 
     def compute(self) -> Tensor:
         """Return the mean, float64."""
@@ -75,8 +88,8 @@ class _Registered(_Average):
 
     name: str
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
-        self._average(EVALUATION_METRICS[self.name].scores(pred, targets).rows)
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
+        self._average(EVALUATION_METRICS[self.name].scores(pred, targets).rows, weights)
 
 
 class Accuracy(_Registered):
@@ -140,9 +153,9 @@ class _Interval(_Average):
 class IntervalCoverage(_Interval):
     """Share of targets in their central intervals of mis-coverage `alpha`."""
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
-        share = interval_coverage(*self._interval(pred), targets)
-        self._average(share.expand(targets.shape))
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
+        share = interval_coverage(*self._interval(pred), targets, weights=weights)
+        self._average(share.expand(targets.shape), weights)
 
 
 class IntervalWidth(_Interval):
@@ -150,38 +163,36 @@ class IntervalWidth(_Interval):
 
     higher_is_better = False
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
-        self._average(interval_width(*self._interval(pred)).expand(targets.shape))
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
+        self._average(interval_width(*self._interval(pred), weights=weights).expand(targets.shape), weights)
 
 
 class _Binned(PredictiveMetric):
     """Holds the tensors of a `BinnedSums`."""
 
-    count: Tensor
-    score: Tensor
-    hits: Tensor
-    score_squared: Tensor
-    score_hits: Tensor
+    rows: Tensor
+    sums: Tensor
 
     def _hold(self, *shape: int) -> None:
-        self._add_sums("count", shape=shape, dtype=torch.int64)
-        self._add_sums("score", "hits", "score_squared", "score_hits", shape=shape)
+        empty = BinnedSums.empty(*shape)
+        self._add_sums("rows", shape=empty.rows.shape, dtype=torch.int64)
+        self._add_sums("sums", shape=empty.sums.shape)
 
-    def _sums(self) -> BinnedSums:
-        _check_any(self, bool(self.count.any()))
-        return BinnedSums(self.count, self.score, self.hits, self.score_squared, self.score_hits)
+    def _held(self) -> BinnedSums:
+        _check_any(self, bool(self.rows.any()))
+        return BinnedSums(self.rows, self.sums)
 
     def _merge(self, sums: BinnedSums) -> None:
-        for name in ("count", "score", "hits", "score_squared", "score_hits"):
-            state = getattr(self, name)
-            state += getattr(sums, name).to(state.device)
+        self.rows += sums.rows.to(self.rows.device)
+        self.sums += sums.sums.to(self.sums.device)
 
 
 class ExpectedCalibrationError(_Binned):
     """Calibration error of the most probable class; of P(y = 1) for yes-or-no predictions.
 
-    Arguments as for `functional.expected_calibration_error`. Equal-width bins keep 5 numbers a bin; equal mass needs
-    all confidences, and keeps them.
+    Arguments as for `functional.expected_calibration_error`. Equal-width bins keep 14 numbers a bin, and are exact.
+    Equal mass needs all confidences, and keeps them; with `exact=False` it keeps 14 numbers for each of 4096 cells
+    instead, and cuts to within one cell (see `CalibrationState`).
 
     Examples:
         >>> metric = ExpectedCalibrationError()
@@ -189,11 +200,14 @@ class ExpectedCalibrationError(_Binned):
         >>> metric.update([[0.8, 0.2]], [1])
         >>> round(metric.compute().item(), 4)
         0.45
+        >>> metric.state.bootstrap(1000).shape
+        torch.Size([1000])
     """
 
     higher_is_better = False
     scores: list[Tensor]
     outcomes: list[Tensor]
+    weights: list[Tensor]
 
     def __init__(
         self,
@@ -201,38 +215,52 @@ class ExpectedCalibrationError(_Binned):
         binning: Binning = "width",
         norm: Norm = "l1",
         debiased: bool = False,
+        exact: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         check_settings(num_bins, binning, norm, debiased)
         self.num_bins, self.binning, self.norm, self.debiased = num_bins, binning, norm, debiased
-        if binning == "width":
-            self._hold(num_bins)
+        self.keeps_rows = exact and binning == "mass"
+        if self.keeps_rows:
+            self._add_lists("scores", "outcomes", "weights")
         else:
-            self._add_lists("scores", "outcomes")
+            self._hold(num_bins if binning == "width" else GRID)
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         scores, outcomes = binned(pred, targets)
-        if self.binning == "width":
-            index = bin_index(scores, self.num_bins, "width")
-            self._merge(BinnedSums.of(scores, outcomes, index, self.num_bins))
-        else:
+        mass = element_weights(weights, targets, len(scores), scores.device)
+        if self.keeps_rows:
             self.scores.append(scores.double())
             self.outcomes.append(outcomes)
+            self.weights.append(torch.ones_like(outcomes) if mass is None else mass)
+        else:
+            batch = CalibrationState(self.num_bins, self.binning)
+            batch.add(scores, outcomes, mass)
+            self._merge(batch.sums)
+
+    @property
+    def state(self) -> CalibrationState:
+        """The sums so far, of this process: for intervals, a null, reliability bins and the effective sample size."""
+        if self.keeps_rows:
+            raise BadInput("ExpectedCalibrationError(binning='mass') keeps rows, not sums; make it with exact=False")
+        state = CalibrationState(self.num_bins, self.binning)
+        state.sums = self._held()
+        return state
 
     def compute(self) -> Tensor:
         """Return the error, float64."""
-        if self.binning == "width":
-            return self._sums().error(self.norm, debiased=self.debiased)
-        scores, outcomes = _whole(self, self.scores), _whole(self, self.outcomes)
-        index = bin_index(scores, self.num_bins, "mass")
-        return BinnedSums.of(scores, outcomes, index, self.num_bins).error(self.norm, debiased=self.debiased)
+        if not self.keeps_rows:
+            return self.state.error(self.norm, debiased=self.debiased)
+        scores, outcomes, weights = (_whole(self, parts) for parts in (self.scores, self.outcomes, self.weights))
+        index = bin_index(scores, self.num_bins, "mass", weights)
+        return BinnedSums.of(scores, outcomes, index, self.num_bins, weights).error(self.norm, debiased=self.debiased)
 
 
 class ClasswiseCalibrationError(_Binned):
     """Mean over classes of the binary calibration error of each class's probability, over equal-width bins.
 
-    Arguments as for `functional.classwise_calibration_error`, and the number of classes. Keeps 5 K B numbers.
+    Arguments as for `functional.classwise_calibration_error`, and the number of classes. Keeps 14 K B numbers.
     """
 
     higher_is_better = False
@@ -246,17 +274,18 @@ class ClasswiseCalibrationError(_Binned):
         self.num_bins, self.norm, self.debiased = num_bins, norm, debiased
         self._hold(num_classes, num_bins)
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         if kind_of(pred) != "categorical":
             self._refuse(pred)
         values, labels = classified(class_probs(pred), targets)
+        mass = element_weights(weights, targets, len(labels), labels.device)
         if values.shape[-1] != self.num_classes:
             raise BadInput(f"pred has {values.shape[-1]} classes, but the metric was made for {self.num_classes}")
-        self._merge(BinnedSums.of_classes(values, labels, self.num_bins))
+        self._merge(BinnedSums.of_classes(values, labels, self.num_bins, mass))
 
     def compute(self) -> Tensor:
         """Return the error, float64."""
-        return self._sums().error(self.norm, debiased=self.debiased)
+        return self._held().error(self.norm, debiased=self.debiased)
 
 
 class _Ranking(PredictiveMetric):
@@ -269,9 +298,10 @@ class _Ranking(PredictiveMetric):
         super().__init__(**options)
         self._add_lists("confidence", "errors")
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         if kind_of(pred) not in ("categorical", "binary"):
             self._refuse(pred)
+        self._refuse_weights(weights)
         confidence, right = top(pred, targets)
         self.confidence.append(confidence.double().flatten())
         self.errors.append(1 - right.flatten())
@@ -318,7 +348,8 @@ class OODAUROC(PredictiveMetric):
         super().__init__(**options)
         self._add_lists("scores", "outside")
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
+        self._refuse_weights(weights)
         score = pred if isinstance(pred, Tensor) else pred.uncertainty().total
         scores, outside = paired(score, targets, "pred", "targets")
         self.scores.append(scores)
@@ -339,14 +370,16 @@ class QuantileCalibrationError(PredictiveMetric):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._add_sums("below", shape=(len(LEVELS),))
-        self._add_sums("count", dtype=torch.int64)
+        self._add_sums("count")
 
-    def add(self, pred: Pred, targets: Tensor) -> None:
+    def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         if isinstance(pred, Tensor):
             self._refuse(pred)
         values = pit(pred, targets).flatten()
-        self.below += at_or_below(values).sum(0).to(self.below.device)
-        self.count += len(values)
+        mass = element_weights(weights, targets, len(values), values.device)
+        mass = torch.ones_like(values) if mass is None else mass
+        self.below += (mass @ at_or_below(values)).to(self.below.device)
+        self.count += mass.sum().to(self.count.device)
 
     def compute(self) -> Tensor:
         """Return the error, float64."""

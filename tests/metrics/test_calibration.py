@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics import functional as M
 from bayesguard.metrics.functional.binned import BinnedSums, bin_index
+from bayesguard.metrics.functional.inputs import answered
 
 
 def brute(scores: list[float], hits: list[float], edges: list[float], norm: str, debiased: bool = False) -> float:
     """The definition, bin by bin and row by row: bin b is (edge b, edge b+1], and 0 is in the first."""
+    normal = NormalDist()
     total, largest = 0.0, 0.0
     for b in range(len(edges) - 1):
         rows = [i for i, s in enumerate(scores) if (edges[b] < s or b == 0) and s <= edges[b + 1]]
@@ -29,9 +32,14 @@ def brute(scores: list[float], hits: list[float], edges: list[float], norm: str,
         largest = max(largest, gap)
         square = gap**2
         if debiased:
-            square = 0.0 if len(rows) == 1 else square - rate * (1 - rate) / (len(rows) - 1)
+            variance = rate * (1 - rate) / max(1, len(rows) - 1)
+            square = 0.0 if len(rows) == 1 else square - variance
+            if variance > 0:
+                z = gap / math.sqrt(variance)
+                gap -= math.sqrt(variance) * 2 * (normal.pdf(z) - z * normal.cdf(-z))
+            gap = 0.0 if len(rows) == 1 else gap
         total += len(rows) / len(scores) * (gap if norm == "l1" else square)
-    return {"l1": total, "l2": math.sqrt(max(0.0, total)), "max": largest}[norm]
+    return {"l1": max(0.0, total), "l2": math.sqrt(max(0.0, total)), "max": largest}[norm]
 
 
 def edges_like(num_bins: int, dtype: torch.dtype) -> list[float]:
@@ -112,7 +120,7 @@ def test_equal_mass_reports_the_effective_number_of_bins() -> None:
 @pytest.mark.parametrize("debiased", [False, True])
 def test_top_label_error_is_the_definition(norm: Any, debiased: bool) -> None:
     probs, targets = made(400, 5)
-    if debiased and norm != "l2":
+    if debiased and norm == "max":
         with pytest.raises(BadInput, match="debiased"):
             M.expected_calibration_error(probs, targets, norm=norm, debiased=True)
         return
@@ -189,10 +197,9 @@ def test_sums_of_parts_are_the_sums_of_the_whole(cuts: list[int], seed: int) -> 
     merged = parts[0]
     for part in parts[1:]:
         merged = merged + part
-    assert torch.equal(merged.count, whole.count)
-    assert merged.count.dtype == torch.int64
-    for a, b in zip(merged.tensors(), whole.tensors(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert torch.equal(merged.rows, whole.rows)
+    assert merged.rows.dtype == torch.int64
+    torch.testing.assert_close(merged.sums, whole.sums, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("binning", ["width", "mass"])
@@ -201,10 +208,75 @@ def test_weights_are_repetitions(binning: Any) -> None:
     weights = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(3))
     rows = torch.arange(60).repeat_interleave(weights)
     for function in (M.expected_calibration_error, M.classwise_calibration_error):
-        for options in ({}, {"norm": "l2", "debiased": True}, {"norm": "max"}):
+        for options in ({}, {"norm": "l2"}, {"norm": "max"}):
             some: dict[str, Any] = {"binning": binning, **options}
             ours = function(probs, targets, weights=weights, **some)
             assert ours.item() == pytest.approx(function(probs[rows], targets[rows], **some).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_debiasing_does_not_hang_on_the_scale_of_weights(norm: Any) -> None:
+    probs, targets = made(200, 3)
+    one = M.expected_calibration_error(probs, targets, norm=norm, debiased=True)
+    assert one > 0
+    for scale in (0.1, 1e-6, 1 / 3, 1e6):
+        scaled = M.expected_calibration_error(probs, targets, norm=norm, debiased=True, weights=[scale] * 200)
+        assert scaled.item() == pytest.approx(one.item(), rel=1e-9)
+    bins = M.reliability_bins(probs, targets)
+    scaled_bins = M.reliability_bins(probs, targets, weights=[1e-3] * 200)
+    np.testing.assert_allclose(scaled_bins.accuracy_lower, bins.accuracy_lower, rtol=1e-9)
+
+
+def test_debiasing_under_weights_takes_away_what_noise_adds() -> None:
+    def mean_square(by_repetition: bool) -> tuple[float, float]:
+        generator = torch.Generator().manual_seed(2)
+        found = []
+        for _ in range(600):
+            hits = torch.rand(60, generator=generator, dtype=torch.float64) < 0.3
+            weights = 4 * torch.rand(60, generator=generator, dtype=torch.float64).square()
+            sums = BinnedSums.of(torch.full((60,), 0.3).double(), hits, torch.zeros(60).long(), 1, weights)
+            if by_repetition:  # as if a row of weight 2 were two rows
+                rate = sums.hits / sums.count
+                squares = (0.3 - rate).square() - rate * (1 - rate) / (sums.count - 1)
+                found.append(float(squares))
+            else:
+                found.append(sums.errors("l2", debiased=True).item())
+        values = torch.tensor(found, dtype=torch.float64)
+        return values.mean().item(), 5 * values.std().item() / math.sqrt(len(values))
+
+    value, tolerance = mean_square(False)
+    assert abs(value) < tolerance
+    value, tolerance = mean_square(True)
+    assert value > tolerance  # squared weights are needed
+
+
+def test_debiased_l1_is_the_mean_of_its_simulation() -> None:
+    # Kumar's code draws what noise adds: error less (mean error of noisy rates less error), with n - 1 in place of n.
+    probs, targets = made(300, 3)
+    sums = BinnedSums.of(*(found := answered(probs, targets)), bin_index(found[0], 10, "width"), 10)
+    filled = sums.count > 1
+    rate, count = (sums.hits / sums.count)[filled], sums.count[filled]
+    gap = (sums.score / sums.count)[filled] - rate
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(20_000, len(gap), generator=generator, dtype=torch.float64)
+    share = count / sums.count.sum()
+    draws = ((gap + noise * (rate * (1 - rate) / (count - 1)).sqrt()).abs() * share).sum(-1)
+    wanted = 2 * float((gap.abs() * share).sum()) - draws.mean().item()
+    tolerance = 5 * draws.std().item() / math.sqrt(len(draws))
+    assert abs(sums.error("l1", debiased=True).item() - wanted) < tolerance
+    assert abs(sums.error("l1").item() - wanted) > tolerance
+
+
+def test_debiasing_l1_takes_away_part_of_the_bias() -> None:
+    raw, less = [], []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand(300, generator=generator, dtype=torch.float64)
+        hits = torch.rand(300, generator=generator, dtype=torch.float64) < scores
+        raw.append(M.binary_calibration_error(scores, hits, num_bins=10).item())
+        less.append(M.binary_calibration_error(scores, hits, num_bins=10, debiased=True).item())
+    for values in (np.subtract(raw, less), np.array(less)):  # some goes, some stays
+        assert float(values.mean()) > 5 * float(values.std()) / math.sqrt(len(values))
 
 
 def test_reliability_bins_and_wilson() -> None:

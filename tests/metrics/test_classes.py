@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from bayesguard import metrics
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics import functional as M
+from bayesguard.metrics.state import CalibrationState
 from bayesguard.predictive import CountPredictive, Predictive
 
 N = 120
@@ -32,7 +33,7 @@ def categorical() -> tuple[Tensor, Tensor]:
 def real() -> tuple[Predictive, Tensor]:
     generator = torch.Generator().manual_seed(0)
     loc = torch.randn(N, 2, generator=generator, dtype=torch.float64)
-    return Predictive.from_normal(loc, torch.ones_like(loc)), loc + torch.randn(loc.shape, generator=generator)
+    return Predictive.from_normal(loc, loc.abs() + 0.5), loc + torch.randn(loc.shape, generator=generator)
 
 
 def top(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,9 +222,68 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(BadInput, match="alpha"):
         metrics.IntervalWidth(0.0)
     with pytest.raises(BadInput, match="debiased"):
-        metrics.ExpectedCalibrationError(debiased=True)
+        metrics.ExpectedCalibrationError(norm="max", debiased=True)
     with pytest.raises(BadInput, match="softmax"):
         metrics.NegativeLogLikelihood().update([[3.0, -1.0]], [0])
+    with pytest.raises(BadInput, match="exact=False"):
+        _ = metrics.ExpectedCalibrationError(binning="mass").state
+    for bad in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]):
+        with pytest.raises(BadInput, match="weights"):
+            metrics.Accuracy().update([[0.5, 0.5]] * 2, [0, 0], bad)
+    for make in (metrics.AreaUnderRiskCoverage, metrics.ErrorAUROC):
+        with pytest.raises(BadInput, match="takes no weights"):
+            make().update([[0.5, 0.5]] * 2, [0, 0], [1.0, 2.0])
+    with pytest.raises(BadInput, match="takes no weights"):
+        metrics.OODAUROC().update([0.5, 0.2], [0, 1], [1.0, 2.0])
+
+
+WEIGHTED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "accuracy": lambda p, y, w: M.accuracy(p, y, weights=w),
+    "nll": lambda p, y, w: M.negative_log_likelihood(p.log(), y, weights=w),
+    "brier": lambda p, y, w: M.brier_score(p, y, weights=w),
+    "ece": lambda p, y, w: M.expected_calibration_error(p, y, weights=w),
+    "ece l2": lambda p, y, w: M.expected_calibration_error(p, y, norm="l2", debiased=True, weights=w),
+    "ece mass": lambda p, y, w: M.expected_calibration_error(p, y, num_bins=10, binning="mass", weights=w),
+    "classwise": lambda p, y, w: M.classwise_calibration_error(p, y, weights=w),
+    "rmse": lambda p, y, w: M.root_mean_squared_error(p.mean, y, weights=w),
+    "crps": lambda p, y, w: M.continuous_ranked_probability_score(p, y, weights=w),
+    "real nll": lambda p, y, w: (w @ -p.log_prob(y).mean(-1)) / w.sum(),
+    "coverage": lambda p, y, w: M.interval_coverage(p.interval(0.2)[0], p.interval(0.2)[1], y, weights=w),
+    "width": lambda p, y, w: M.interval_width(p.interval(0.1)[0], p.interval(0.1)[1], weights=w),
+    "quantiles": lambda p, y, w: M.quantile_calibration_error(M.pit(p, y), weights=w),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_weights_are_those_of_the_function(name: str) -> None:
+    pred, y = inputs(CASES[name][2])
+    generator = torch.Generator().manual_seed(5)
+    weights = torch.rand(N, generator=generator, dtype=torch.float64)
+    weights[::7] = 0
+    metric = CASES[name][0]()
+    for rows in (slice(0, 50), slice(50, N)):
+        metric.update(pred[rows], y[rows], weights[rows])
+    wanted = WEIGHTED[name](pred, y, weights)
+    assert metric.compute().item() == pytest.approx(wanted.item(), abs=1e-12)
+    assert metric.compute().item() != pytest.approx(fed(name, [N]).compute().item(), abs=1e-6)
+
+
+def test_a_row_without_weight_adds_no_infinity() -> None:
+    metric = metrics.NegativeLogLikelihood()
+    metric.update([[1.0, 0.0], [0.5, 0.5]], [1, 1], [0.0, 2.0])
+    assert metric.compute().item() == pytest.approx(math.log(2), abs=1e-12)
+
+
+def test_the_state_of_a_metric_is_that_of_its_scores() -> None:
+    probs, y = categorical()
+    for binning in ("width", "mass"):
+        metric = metrics.ExpectedCalibrationError(10, binning=binning, exact=False)
+        metric.update(probs[:50], y[:50])
+        metric.update(probs[50:], y[50:])
+        state = CalibrationState(10, binning)
+        state.update(probs.max(-1).values, probs.argmax(-1) == y)
+        assert metric.compute().item() == pytest.approx(state.error().item(), abs=1e-12)
+        torch.testing.assert_close(metric.state.bootstrap(20, seed=1), state.bootstrap(20, seed=1))
 
 
 def test_torchmetrics_is_loaded_at_first_use_only() -> None:

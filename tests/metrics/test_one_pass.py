@@ -135,9 +135,13 @@ def test_sums_of_classes_are_the_definition(
     for cached in (CACHED, 7 * shape[1]):
         monkeypatch.setattr(inputs, "CACHED", cached)
         found = BinnedSums.of_classes(probs, labels, num_bins, weights)
-        for ours, theirs in zip(found.tensors(), wanted, strict=True):
-            torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-12)
-        assert found.count.dtype == (torch.float64 if weighted else torch.int64)
+        for name, theirs in zip(("count", "score", "hits", "score_squared", "score_hits"), wanted, strict=True):
+            torch.testing.assert_close(getattr(found, name), theirs, rtol=0, atol=1e-12)
+        for k in range(shape[1]):  # every class by itself is what one column gives
+            column = bin_index(probs[:, k].contiguous(), num_bins, "width")
+            one = BinnedSums.of(probs[:, k], labels == k, column, num_bins, weights)
+            assert torch.equal(found.rows[k], one.rows)
+            torch.testing.assert_close(found.sums[:, k], one.sums, rtol=0, atol=1e-12)
     assert torch.equal(probs, before)
 
 

@@ -45,9 +45,15 @@ def cases() -> list[tuple[Callable[[], Any], Any, Tensor]]:
     return [
         *((lambda n=name, o=options: getattr(metrics, n)(**o), probs, labels) for name, options in CLASSES.items()),
         (lambda: metrics.ExpectedCalibrationError(binning="mass"), probs, labels),
+        (lambda: metrics.ExpectedCalibrationError(binning="mass", exact=False), probs, labels),
         (metrics.OODAUROC, probs[:, 0], labels == 0),
         *((lambda n=name: getattr(metrics, n)(), pred, y) for name in REAL),
     ]
+
+
+def unweighted(metric: Any) -> bool:
+    """Whether it ranks rows, and takes no weights."""
+    return isinstance(metric, (metrics.AreaUnderRiskCoverage, metrics.ErrorAUROC, metrics.OODAUROC))
 
 
 def work(rank: int, file: str) -> None:
@@ -55,17 +61,18 @@ def work(rank: int, file: str) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    weights = torch.rand(N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wanted = []
     for make, pred, y in cases():
         whole = make()
-        whole.update(pred, y)
+        whole.update(pred, y, *(() if unweighted(whole) else (weights,)))
         wanted.append(whole.compute().item())
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     try:
         for (make, pred, y), value in zip(cases(), wanted, strict=True):
             metric = make()
             for rows in ROWS[rank]:
-                metric.update(pred[rows], y[rows])
+                metric.update(pred[rows], y[rows], *(() if unweighted(metric) else (weights[rows],)))
             alone = metric.compute().item()
             if abs(alone - value) > 1e-12:
                 raise ValueError(f"{metric} on rank {rank}: {alone} is not {value}")

@@ -57,3 +57,4 @@ from bayesguard.metrics.functional.smooth import binary_smooth_calibration_error
 from bayesguard.metrics.functional.smooth import calibration_test as calibration_test
 from bayesguard.metrics.functional.smooth import kernel_calibration_error as kernel_calibration_error
 from bayesguard.metrics.functional.smooth import smooth_calibration_error as smooth_calibration_error
+from bayesguard.metrics.functional.weights import effective_sample_size as effective_sample_size

@@ -1,6 +1,7 @@
 """The one accumulator behind every binned metric: sums by bin that merge exactly."""
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,64 +16,104 @@ from bayesguard.predictive.numerics import CACHED
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["width", "mass"]
 
+# Effective sizes of equal weights are whole numbers up to this.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class BinnedSums:
-    """Sums over the scores that fall into each bin, `[B]`, or `[K, B]` for K classes; `a + b` merges two.
+    """Sums over the scores that fall into each bin, hits and misses apart, `[2, B]`; `a + b` merges two.
+
+    Classes come first: sums of K of them are `[K, 2, B]`. Hits and misses are kept apart, and squares of weights beside
+    the weights, because with them the sums can be drawn anew (`resampled`) as if from the rows.
 
     Attributes:
-        count: Number of scores, int64; their weight, float64, where there are weights.
-        score: Sum of the scores, float64, as all below.
-        hits: Sum of the outcomes.
-        score_squared: Sum of the squared scores.
-        score_hits: Sum of the scores whose outcome came true.
+        rows: Number of scores whose outcome is 0 and 1, int64 `[..., 2, B]`.
+        sums: Sums of w, w s, w s², w², w² s and w² s², float64 `[6, ..., 2, B]`, for scores s of weight w (1 if none).
     """
 
-    count: Tensor
-    score: Tensor
-    hits: Tensor
-    score_squared: Tensor
-    score_hits: Tensor
+    rows: Tensor
+    sums: Tensor
 
     def __add__(self, other: "BinnedSums") -> "BinnedSums":
-        return BinnedSums(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))
+        return BinnedSums(self.rows + other.rows, self.sums + other.sums)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return the sums in the order of the attributes, to be stored or sent."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+    @property
+    def count(self) -> Tensor:
+        """Weight of the scores in each bin, `[..., B]`: their number where there are no weights."""
+        return self.sums[0].sum(-2)
+
+    @property
+    def effective_count(self) -> Tensor:
+        """Kish's effective number of scores in each bin, `[..., B]`; 0 of none."""
+        squares = self.sums[3].sum(-2)
+        return self.count.square() / squares.where(squares > 0, 1.0)
+
+    @property
+    def score(self) -> Tensor:
+        """Sum of the scores."""
+        return self.sums[1].sum(-2)
+
+    @property
+    def hits(self) -> Tensor:
+        """Sum of the outcomes."""
+        return self.sums[0][..., 1, :]
+
+    @property
+    def score_squared(self) -> Tensor:
+        """Sum of the squared scores."""
+        return self.sums[2].sum(-2)
+
+    @property
+    def score_hits(self) -> Tensor:
+        """Sum of the scores whose outcome came true."""
+        return self.sums[1][..., 1, :]
+
+    @classmethod
+    def empty(cls, *shape: int) -> "BinnedSums":
+        """Return sums of nothing, `shape` being B or K, B, on the CPU."""
+        cells = (*shape[:-1], 2, shape[-1])
+        return cls(
+            torch.zeros(cells, dtype=torch.int64, device="cpu"),
+            torch.zeros(6, *cells, dtype=torch.float64, device="cpu"),
+        )
 
     @classmethod
     def of(
         cls, scores: Tensor, outcomes: Tensor, index: Tensor, num_bins: int, weights: Tensor | None = None
     ) -> "BinnedSums":
         """Sum scores and 0/1 outcomes `[M]` by the bins `index` `[M]`, with weights `[M]` if given."""
-        count = index.new_zeros(num_bins) if weights is None else weights.new_zeros(num_bins)
-        sums = torch.zeros(4, num_bins, dtype=torch.float64, device=scores.device)
+        cells = 2 * num_bins
+        rows = index.new_zeros(cells)
+        sums = torch.zeros(2 if weights is None else 6, cells, dtype=torch.float64, device=scores.device)
         for part in cached_slices(scores.unsqueeze(-1), copies=4):
-            at, score, hit = index[part], scores[part].double(), outcomes[part].double()
-            parts: tuple[Tensor, ...] = (score, hit, score.square(), score * hit)
-            if weights is None:
-                count += torch.bincount(at, minlength=num_bins)
-            else:
-                count += group_sums(at, weights[part], num_bins)
-                parts = tuple(weights[part] * values for values in parts)
-            sums += torch.stack([group_sums(at, values, num_bins) for values in parts])
-        return cls(count, *sums)
+            at, score = index[part] + num_bins * outcomes[part].long(), scores[part].double()
+            rows += torch.bincount(at, minlength=cells)
+            values: tuple[Tensor, ...] = (score, score.square())
+            if weights is not None:
+                weight = weights[part]
+                values = tuple(w * v for w in (weight, weight.square()) for v in (torch.ones_like(score), *values))
+            sums += torch.stack([group_sums(at, value, cells) for value in values])
+        if weights is None:
+            sums = torch.cat([rows.unsqueeze(0).double(), sums]).repeat(2, 1)
+        return cls(rows.reshape(2, num_bins), sums.reshape(6, 2, num_bins))
 
     @classmethod
     def of_classes(cls, probs: Tensor, labels: Tensor, num_bins: int, weights: Tensor | None = None) -> "BinnedSums":
-        """Sum the probabilities `[M, K]` of every class by itself over equal-width bins, `[K, B]`.
+        """Sum the probabilities `[M, K]` of every class by itself over equal-width bins, `[K, 2, B]`.
 
         A row that sums to 1 has fewer than B scores above 1/B. Those few are binned one by one; all others are in the
         first bin, whose sums are those of whole columns. The outcome of all but one score of a row is 0.
         """
-        rows, classes = probs.shape
-        if not rows:
+        count, classes = probs.shape
+        if not count:
             raise BadInput("probs has no rows; a metric needs at least one")
         edge = _edges(num_bins, probs)[:1]
         high = torch.cat([edge, edge.new_ones(1)])[0]  # of the first bin; there is no edge if it is the only one
-        share = probs.new_ones(rows, dtype=torch.float64) if weights is None else weights
-        first = share.new_zeros(2, classes)
+        powers = probs.new_ones(1, count, dtype=torch.float64)
+        if weights is not None:
+            powers = torch.stack([weights, weights.square()])
+        first = powers.new_zeros(2, len(powers), classes)
         above = []
         for part in cached_slices(probs, copies=4):
             scores = probs[part].detach().to(torch.float64, copy=True).contiguous()
@@ -80,45 +121,64 @@ class BinnedSums:
             picked = scores.view(-1)[flat]
             above.append((flat // classes + part.start, flat % classes, picked))
             scores.view(-1).index_fill_(0, flat, 0.0)
-            first[0] += _weighted(scores, weights, part)
-            first[1] += _weighted(scores.square_(), weights, part)
+            first[0] += scores.sum(0) if weights is None else powers[:, part] @ scores
+            first[1] += scores.square_().sum(0) if weights is None else powers[:, part] @ scores.square_()
         row, column, score = (torch.cat(parts) for parts in zip(*above, strict=True))
         index = column * num_bins + bin_index(score.to(probs.dtype), num_bins, "width")
-
-        def summed(values: Tensor, at: Tensor) -> Tensor:
-            return group_sums(at, values, classes * num_bins).reshape(classes, num_bins)
-
-        weight = share[row]
-        count = summed(weight, index)
-        count[:, 0] = share.sum() - count[:, 1:].sum(-1)
-        total, squares = summed(weight * score, index), summed(weight * score.square(), index)
-        total[:, 0], squares[:, 0] = first[0], first[1]
         chosen = probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         place = labels * num_bins + bin_index(chosen, num_bins, "width")
-        hits, score_hits = summed(share, place), summed(share * chosen.double(), place)
-        return cls(count.round().long() if weights is None else count, total, hits, squares, score_hits)
+
+        def cells(every: Tensor, hit: Tensor, whole: Tensor) -> Tensor:
+            """Sum scores above the first bin and those of the labels; `whole` is what the first bin holds, or all."""
+            found = group_sums(index, every, classes * num_bins).reshape(classes, num_bins)
+            hits = group_sums(place, hit, classes * num_bins).reshape(classes, num_bins)
+            found[:, 0] = whole if whole.dim() else whole - found[:, 1:].sum(-1)
+            return torch.stack([found - hits, hits], -2)
+
+        chosen, sums = chosen.double(), []
+        for weight, low in zip(powers, first.unbind(1), strict=True):
+            at = weight[row]
+            sums += [
+                cells(at, weight, weight.sum()),
+                cells(at * score, weight * chosen, low[0]),
+                cells(at * score.square(), weight * chosen.square(), low[1]),
+            ]
+        if weights is None:
+            return cls(sums[0].round().long(), torch.stack(sums * 2))
+        ones = torch.ones_like(weights)
+        return cls(cells(ones[row], ones, ones.sum()).round().long(), torch.stack(sums))
+
+    def errors(self, norm: Norm = "l1", *, debiased: bool = False) -> Tensor:
+        """Return the calibration error of each set of bins, `[...]`, float64; of "l2" its square, not clamped at 0."""
+        count, size = self.count, self.effective_count
+        filled = count.where(count > 0, 1.0)
+        gap, rate = ((self.score - self.hits) / filled).abs(), self.hits / filled
+        if norm == "max":
+            return gap.where(count > 0, 0.0).amax(-1)
+        values = gap if norm == "l1" else gap.square()
+        if debiased:
+            # One score in a bin says nothing about its own error: such a bin counts as calibrated.
+            several = size > 1 + _ROUNDING
+            variance = rate * (1 - rate) / (size - 1).where(several, 1.0)
+            values = 2 * gap - _mean_distance(gap, variance) if norm == "l1" else values - variance
+            values = values.where(several, 0.0)
+        return (count / count.sum(-1, keepdim=True) * values).sum(-1)
 
     def error(self, norm: Norm = "l1", *, debiased: bool = False) -> Tensor:
         """Return the calibration error, 0-d float64; of classes, their mean, root mean square or largest."""
-        return calibration_error(self.count, self.score, self.hits, norm, debiased)
+        values = self.errors(norm, debiased=debiased)
+        if norm == "max":
+            return values.amax()
+        value = values.mean().clamp_min(0)
+        return value.sqrt() if norm == "l2" else value
 
 
-def calibration_error(count: Tensor, score: Tensor, hits: Tensor, norm: Norm, debiased: bool = False) -> Tensor:
-    """Return the error of sums `[B]` or `[K, B]`: share-weighted mean gap, its root mean square, or the largest."""
-    count = count.double()
-    filled = count.where(count > 0, 1.0)
-    gap = ((score - hits) / filled).abs()
-    share = count / count.sum(-1, keepdim=True)
-    if norm == "l1":
-        return (share * gap).sum(-1).mean()
-    if norm == "max":
-        return gap.where(count > 0, 0.0).amax()
-    squares = gap.square()
-    if debiased:
-        rate = hits / filled
-        # One score in a bin says nothing about its own error: such a bin counts as calibrated.
-        squares = (squares - rate * (1 - rate) / (count - 1).where(count > 1, 1.0)).where(count > 1, 0.0)
-    return (share * squares).sum(-1).mean().clamp_min(0).sqrt()
+def _mean_distance(gap: Tensor, variance: Tensor) -> Tensor:
+    """Return the mean of |gap + noise| over normal noise of mean 0."""
+    spread = variance.sqrt()
+    ratio = gap / spread.where(spread > 0, 1.0)
+    noisy = spread * (2 / math.pi) ** 0.5 * (-ratio.square() / 2).exp() + gap * (ratio / 2**0.5).erf()
+    return noisy.where(spread > 0, gap)
 
 
 def check_settings(num_bins: int, binning: str, norm: str, debiased: bool) -> None:
@@ -128,8 +188,8 @@ def check_settings(num_bins: int, binning: str, norm: str, debiased: bool) -> No
         raise BadInput(f"binning must be 'width' or 'mass', got {binning!r}")
     if norm not in ("l1", "l2", "max"):
         raise BadInput(f"norm must be 'l1', 'l2' or 'max', got {norm!r}")
-    if debiased and norm != "l2":
-        raise BadInput(f"debiased=True is known for norm='l2' only, got norm={norm!r}")
+    if debiased and norm == "max":
+        raise BadInput("debiased=True is known for norm='l1' and 'l2', got norm='max'")
 
 
 def bin_index(scores: Tensor, num_bins: int, binning: Binning, weights: Tensor | None = None) -> Tensor:
@@ -179,10 +239,6 @@ def _places(mask: Tensor) -> Tensor:
     return mask.flatten().nonzero().squeeze(-1)
 
 
-def _weighted(scores: Tensor, weights: Tensor | None, rows: slice) -> Tensor:
-    return scores.sum(0) if weights is None else weights[rows] @ scores
-
-
 @dataclass(frozen=True)
 class ReliabilityBins:
     """What a reliability diagram shows, one element a bin, float64; empty bins have NaN where there is nothing to say.
@@ -220,3 +276,12 @@ def wilson_interval(hits: Tensor, count: Tensor, confidence_level: float) -> tup
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * (rate * (1 - rate) / count + z**2 / (4 * count**2)).sqrt()
     return (centre - half).clamp_min(0), (centre + half).clamp_max(1)
+
+
+def reliability_of(sums: BinnedSums, lower: Tensor, upper: Tensor, confidence_level: float) -> ReliabilityBins:
+    """Return the reliability bins of sums `[2, B]` between edges `[B]`; the intervals are of the effective counts."""
+    count, size = sums.count, sums.effective_count
+    rate = sums.hits / count
+    return ReliabilityBins(
+        lower, upper, count, sums.score / count, rate, *wilson_interval(rate * size, size, confidence_level)
+    )

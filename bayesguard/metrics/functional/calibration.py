@@ -11,7 +11,7 @@ from bayesguard.metrics.functional.binned import (
     ReliabilityBins,
     bin_index,
     check_settings,
-    wilson_interval,
+    reliability_of,
 )
 from bayesguard.metrics.functional.inputs import answered, classified, element_weights, yes_or_no
 
@@ -38,8 +38,11 @@ def expected_calibration_error(
         num_bins: Bins B.
         binning: "width", or "mass": cut by rank, where equal confidences are never split.
         norm: "l1", "l2" (root mean square of the gaps) or "max" (the largest).
-        debiased: With "l2", subtract each bin's sampling variance a(1-a)/(n-1); a bin of one score counts 0.
-        weights: How often each row counts, `[N]`; once if None.
+        debiased: With "l2", subtract each bin's sampling variance v = a(1-a)/(n-1) from its squared gap; with "l1",
+            what noise of that variance would add to its gap once more, so that part of the bias stays. A bin of one
+            score counts 0.
+        weights: How often each row counts, `[N]`; once if None. Their scale does not matter: n above is the effective
+            sample size of the bin.
 
     Returns:
         0-d float64 on the device of `probs`.
@@ -50,6 +53,8 @@ def expected_calibration_error(
     References:
         C. Guo, G. Pleiss, Y. Sun, K. Weinberger (2017). On calibration of modern neural networks. ICML, eq. 3.
         J. Bröcker (2012). Estimating reliability and resolution of probability forecasts. Climate Dynamics (debiasing).
+        A. Kumar, P. Liang, T. Ma (2019). Verified uncertainty calibration. NeurIPS, section 4 and the code of the
+        paper (debiasing "l1", there by simulation).
 
     Examples:
         >>> round(expected_calibration_error([[0.9, 0.1], [0.8, 0.2]], [0, 1]).item(), 4)
@@ -91,7 +96,7 @@ def classwise_calibration_error(
     if binning == "width":
         return BinnedSums.of_classes(values, labels, num_bins, per_row).error(norm, debiased=debiased)
     classes = [_sums(values[:, k], labels == k, num_bins, binning, per_row) for k in range(values.shape[-1])]
-    stacked = BinnedSums(*(torch.stack(parts) for parts in zip(*(c.tensors() for c in classes), strict=True)))
+    stacked = BinnedSums(torch.stack([c.rows for c in classes]), torch.stack([c.sums for c in classes], 1))
     return stacked.error(norm, debiased=debiased)
 
 
@@ -156,16 +161,13 @@ def bins_of(
     """Return the reliability bins of any scores in [0, 1] and their 0/1 outcomes `[M]`."""
     index = bin_index(scores, num_bins, binning, weights)
     sums = BinnedSums.of(scores, outcomes, index, num_bins, weights)
-    count = sums.count.double()
     if binning == "width":
         edges = torch.arange(num_bins + 1, dtype=torch.float64, device=scores.device) / num_bins
-        lower, upper = edges[:-1], edges[1:]
-    else:
-        empty = torch.full_like(count, torch.nan)
-        lower = empty.scatter_reduce(0, index, scores.double(), "amin", include_self=False)
-        upper = empty.scatter_reduce(0, index, scores.double(), "amax", include_self=False)
-    interval = wilson_interval(sums.hits, count, confidence_level)
-    return ReliabilityBins(lower, upper, count, sums.score / count, sums.hits / count, *interval)
+        return reliability_of(sums, edges[:-1], edges[1:], confidence_level)
+    empty = torch.full_like(sums.count, torch.nan)
+    lower = empty.scatter_reduce(0, index, scores.double(), "amin", include_self=False)
+    upper = empty.scatter_reduce(0, index, scores.double(), "amax", include_self=False)
+    return reliability_of(sums, lower, upper, confidence_level)
 
 
 def _sums(scores: Tensor, outcomes: Tensor, num_bins: int, binning: Binning, weights: Tensor | None) -> BinnedSums:

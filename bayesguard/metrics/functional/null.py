@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesguard.checks import as_tensor, check_count, check_finite, check_level
-from bayesguard.metrics.functional.binned import bin_index
+from bayesguard.metrics.functional.binned import BinnedSums, bin_index
 from bayesguard.metrics.functional.inputs import answered
 from bayesguard.sampling import stream
 
@@ -84,6 +84,33 @@ def calibration_error_null(
             mean += law @ gaps
             errors += gaps[_drawn(law, num_resamples, generator)]
     return CalibrationErrorNull(mean, errors)
+
+
+def null_of_sums(sums: BinnedSums, num_resamples: int, generator: torch.Generator) -> CalibrationErrorNull:
+    """Return the null that sums `[2, B]` allow: in each bin a binomial, scaled to the exact variance of its gap.
+
+    The number of hits of a bin is a sum of draws whose chances differ by at most the width of the bin, and that of n
+    equal draws is nearly the same; without weights it is the same if the scores of a bin are equal.
+    """
+    count = sums.count
+    filled = count.where(count > 0, 1.0)
+    size, chance = sums.effective_count.round(), (sums.score / filled).clamp(0, 1)
+    variance = (sums.sums[4] - sums.sums[5]).sum(-2).clamp_min(0)
+    binomial = size * chance * (1 - chance)
+    scale = (variance / binomial.where(binomial > 0, 1.0)).sqrt() / count.sum()
+    mean = (scale * _mean_deviation(size, chance)).sum()
+    shape = (num_resamples, len(count))
+    hits = torch.binomial(size.cpu().expand(shape), chance.cpu().expand(shape), generator=generator).to(count.device)
+    return CalibrationErrorNull(mean, (scale * (hits - size * chance).abs()).sum(-1))
+
+
+def _mean_deviation(size: Tensor, chance: Tensor) -> Tensor:
+    """Return the mean absolute deviation of binomial counts from their mean (de Moivre 1730)."""
+    inside = (size > 0) & (chance > 0) & (chance < 1)
+    n, p = size.where(inside, 1.0), chance.where(inside, 0.5)
+    below = (n * p).floor().minimum(n - 1)
+    ways = torch.lgamma(n + 1) - torch.lgamma(below + 1) - torch.lgamma(n - below)
+    return 2 * (ways + (below + 1) * p.log() + (n - below) * torch.log1p(-p)).exp().where(inside, 0.0)
 
 
 def _law_of_hits(chances: Tensor) -> Tensor:
