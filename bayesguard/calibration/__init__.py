@@ -8,7 +8,11 @@ from bayesguard.calibration.binning import IsotonicCalibration as IsotonicCalibr
 from bayesguard.calibration.conformal import Conformal as Conformal
 from bayesguard.calibration.conformal import ConformalInterval as ConformalInterval
 from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuantile
+from bayesguard.calibration.cross import CrossConformal as CrossConformal
+from bayesguard.calibration.cross import cross_conformal as cross_conformal
+from bayesguard.calibration.cross import jackknife_plus_after_bootstrap as jackknife_plus_after_bootstrap
 from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrection
+from bayesguard.calibration.left_out import cross_interval as cross_interval
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
 from bayesguard.calibration.linear import MatrixScaling as MatrixScaling
 from bayesguard.calibration.linear import VectorScaling as VectorScaling

@@ -196,9 +196,11 @@ class ConformalInterval(SplitConformal):
             share = bounds.clamp_max(0.5).expand(pred.batch_shape)
             lower, upper = wide(pred.icdf(0.5 - share)), wide(pred.icdf(0.5 + share))
             everything = bounds.isinf().expand(pred.batch_shape)
-            return _as(pred, lower.masked_fill(everything, -torch.inf), upper.masked_fill(everything, torch.inf))
+            return rounded_outwards(
+                pred, lower.masked_fill(everything, -torch.inf), upper.masked_fill(everything, torch.inf)
+            )
         centre, width = self._shape(pred)
-        return _as(pred, centre - bounds * width, centre + bounds * width)
+        return rounded_outwards(pred, centre - bounds * width, centre + bounds * width)
 
 
 class ConformalQuantile(SplitConformal):
@@ -233,7 +235,7 @@ class ConformalQuantile(SplitConformal):
         bounds = self.bounds(alpha, rows, len(pred)).reshape(-1, *[1] * (len(pred.batch_shape) - 1))
         # Narrowed by more than its width, an interval is empty; its middle stands for it.
         middle = (lower + upper) / 2
-        return _as(pred, torch.minimum(lower - bounds, middle), torch.maximum(upper + bounds, middle))
+        return rounded_outwards(pred, torch.minimum(lower - bounds, middle), torch.maximum(upper + bounds, middle))
 
 
 def _real_targets(pred: Predictive, targets: Tensor) -> Tensor:
@@ -247,8 +249,8 @@ def _real_targets(pred: Predictive, targets: Tensor) -> Tensor:
     return targets
 
 
-def _as(pred: Predictive, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends in the predictive's dtype, rounded outwards."""
+def rounded_outwards(pred: Predictive, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ends in the predictive's dtype, rounded outwards."""
     if pred.dtype == lower.dtype:
         return lower, upper
     down, up = lower.to(pred.dtype), upper.to(pred.dtype)
