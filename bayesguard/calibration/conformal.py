@@ -173,7 +173,7 @@ class ConformalInterval(SplitConformal):
         self.score = score
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
-        targets = _real_targets(pred, targets)
+        targets = real_targets(pred, targets)
         if self.score == "cdf":
             return (wide(pred.cdf(targets)) - 0.5).abs()
         centre, width = self._shape(pred)
@@ -224,7 +224,7 @@ class ConformalQuantile(SplitConformal):
         return wide(lower), wide(upper)
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
-        targets = _real_targets(pred, targets)
+        targets = real_targets(pred, targets)
         lower, upper = self._ends(pred)
         return torch.maximum(lower - targets, targets - upper)
 
@@ -238,7 +238,8 @@ class ConformalQuantile(SplitConformal):
         return rounded_outwards(pred, torch.minimum(lower - bounds, middle), torch.maximum(upper + bounds, middle))
 
 
-def _real_targets(pred: Predictive, targets: Tensor) -> Tensor:
+def real_targets(pred: Predictive, targets: Tensor) -> Tensor:
+    """Return targets of a predictive of numbers in float64, or raise BadInput or BadType."""
     if not hasattr(pred, "icdf") or isinstance(pred, (CategoricalPredictive, BernoulliPredictive)):
         raise BadType(
             f"intervals are for predictives of numbers, got a {type(pred).__name__}; use Conformal for classes"
