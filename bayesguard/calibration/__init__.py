@@ -18,6 +18,7 @@ from bayesguard.calibration.linear import DirichletCalibration as DirichletCalib
 from bayesguard.calibration.linear import MatrixScaling as MatrixScaling
 from bayesguard.calibration.linear import VectorScaling as VectorScaling
 from bayesguard.calibration.online import AdaptiveConformal as AdaptiveConformal
+from bayesguard.calibration.online import DynamicallyTunedConformal as DynamicallyTunedConformal
 from bayesguard.calibration.ranks import conformal_quantile as conformal_quantile
 from bayesguard.calibration.regression import CDFCalibration as CDFCalibration
 from bayesguard.calibration.regression import VarianceScaling as VarianceScaling
