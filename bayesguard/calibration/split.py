@@ -174,8 +174,9 @@ class SplitConformal(Calibrator):
 
     def _stratum(self, stratum: int) -> tuple[Tensor, Tensor]:
         """The held-out scores that speak for a stratum, ascending, and their weights."""
-        own = self.strata == stratum
-        return self.scores[own], self.weights[own]
+        # Strata are in order, since `fit` sorts by them.
+        first, last = torch.searchsorted(self.strata, self.strata.new_tensor([stratum, stratum + 1])).tolist()
+        return self.scores[first:last], self.weights[first:last]
 
     def _bounds_of(
         self, scores: Tensor, weights: Tensor, alpha: float, own: Tensor | None, count: int, where: str = ""
