@@ -101,7 +101,7 @@ class OnlineConformal(nn.Module, ABC):
         if isinstance(self.conformal, Conformal):
             # The most probable class is in every set.
             found = found.masked_fill(self.conformal._probs(pred).argmax(-1) == values, 1.0)
-        return found.tolist()  # type: ignore[no-any-return]
+        return found.tolist()
 
     def get_extra_state(self) -> Any:
         """Return the error rate that is meant, so that a level for another one is not taken for this one's."""

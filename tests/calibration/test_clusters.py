@@ -34,7 +34,7 @@ def test_each_cluster_is_covered() -> None:
     for trial in range(trials):
         pred, labels = two_kinds(held + new, 1000 * trial)
         for by in ("cluster", "all"):
-            fitted = Conformal("lac", ALPHA, by=by, seed=trial).fit(pred[:held], labels[:held])  # type: ignore[arg-type]
+            fitted = Conformal("lac", ALPHA, by=by, seed=trial).fit(pred[:held], labels[:held])
             sets = fitted(pred[held:]).prediction_set()
             covered = sets.gather(-1, labels[held:, None])[:, 0].double()
             found[by].append([covered[(labels[held:] >= 10) == hard].mean().item() for hard in (False, True)])

@@ -43,12 +43,12 @@ def test_sets_are_those_of_the_paper(of_classes: CrossConformal) -> None:
     """Romano et al. (2020), eq. 11, one comparison at a time."""
     x, labels = classes(60)
     new = torch.randn(10, 4, generator=generator(9))
-    probs = [predictor.predict(x).probs.double() for predictor in of_classes.predictors]  # type: ignore[attr-defined]
-    at_new = [predictor.predict(new).probs.double() for predictor in of_classes.predictors]  # type: ignore[attr-defined]
+    probs = [predictor.predict(x).probs.double() for predictor in of_classes.predictors]
+    at_new = [predictor.predict(new).probs.double() for predictor in of_classes.predictors]
     folds = of_classes._plan.unseen.long().argmax(0)
     assert folds.bincount().tolist() == [15] * 4
     for alpha in (0.2, 0.5):
-        sets: Tensor = of_classes(new).prediction_set(alpha)  # type: ignore[attr-defined]
+        sets: Tensor = of_classes(new).prediction_set(alpha)
         for row in range(10):
             for label in range(3):
                 stranger = sum(
@@ -62,7 +62,7 @@ def test_sets_are_those_of_the_paper(of_classes: CrossConformal) -> None:
 def test_what_a_call_returns(of_classes: CrossConformal) -> None:
     new = torch.randn(10, 4, generator=generator(9))
     pred: Any = of_classes(new)
-    mean = torch.stack([predictor.predict(new).probs for predictor in of_classes.predictors]).mean(0)  # type: ignore[attr-defined]
+    mean = torch.stack([predictor.predict(new).probs for predictor in of_classes.predictors]).mean(0)
     assert torch.allclose(pred.probs, mean, atol=1e-6)
     assert torch.equal(pred[3:5].prediction_set(), pred.prediction_set()[3:5])
     assert torch.equal(pickle.loads(pickle.dumps(pred)).prediction_set(), pred.prediction_set())
@@ -110,7 +110,7 @@ def test_intervals_after_the_bootstrap_by_hand(score: Any) -> None:
     ensemble.fit((x, y), epochs=3, batch_size=10)
     cross = jackknife_plus_after_bootstrap(ensemble, (x, y), score=score, alpha=ALPHA)
     new = torch.randn(5, 4, generator=generator(8))
-    lower, upper = cross(new).interval(ALPHA)  # type: ignore[attr-defined]
+    lower, upper = cross(new).interval(ALPHA)
     assert lower.shape == (5, 2)
     members: list[Any] = [member.predict(x) for member in ensemble.members]
     at_new: list[Any] = [member.predict(new) for member in ensemble.members]
@@ -144,7 +144,7 @@ def test_coverage_of_intervals() -> None:
     x, y = numbers(2100, 4)
     settings: dict[str, Any] = {"epochs": 20, "batch_size": 25, "optimizer": lambda p: torch.optim.Adam(p, 0.05)}
     cross = cross_conformal(factory, (x[:100], y[:100]), num_folds=5, alpha=0.1, **settings)
-    lower, upper = cross((x[100:], y[100:])).interval()  # type: ignore[attr-defined]
+    lower, upper = cross((x[100:], y[100:])).interval()
     covered = ((lower <= y[100:]) & (y[100:] <= upper)).double().mean()
     # Of one training set of 100: by its own luck and by that of 2,000 new rows.
     assert abs(covered - 0.9) < 5 * math.sqrt(0.09 / 100 + 0.09 / 2000)

@@ -111,10 +111,10 @@ def test_states_and_files() -> None:
     fitted = ConformalDistribution().fit(pred, y)
     loaded = ConformalDistribution()
     loaded.load_state_dict(fitted.state_dict())
-    first, again = (each(pred).interval() for each in (fitted, loaded))  # type: ignore[attr-defined]
+    first, again = (each(pred).interval() for each in (fitted, loaded))
     assert torch.equal(first[0], again[0])
     assert torch.equal(pickle.loads(pickle.dumps(loaded(pred))).interval()[1], first[1])
-    assert torch.equal(loaded(pred)[10:20].interval()[1], first[1][10:20])  # type: ignore[attr-defined]
+    assert torch.equal(loaded(pred)[10:20].interval()[1], first[1][10:20])
 
 
 def test_what_was_recalibrated_or_sampled_can_be_calibrated() -> None:
@@ -123,7 +123,7 @@ def test_what_was_recalibrated_or_sampled_can_be_calibrated() -> None:
     mapped = CDFCalibration().fit(wide[:100], y[:100])(wide[100:])
     samples = bg.Predictive.from_samples(pred[100:].sample(torch.Size([50])))
     for given in (mapped, samples):
-        lower, upper = ConformalDistribution().fit(given, y[100:])(given).interval()  # type: ignore[attr-defined]
+        lower, upper = ConformalDistribution().fit(given, y[100:])(given).interval()
         assert ((lower <= y[100:]) & (y[100:] <= upper)).double().mean() >= 0.9
 
 
@@ -173,5 +173,5 @@ def test_what_is_refused(call: Any, error: Any, message: str) -> None:
 def test_too_few_residuals_give_everything() -> None:
     fitted = ConformalDistribution().fit(PRED[:18], Y[:18])
     with pytest.warns(CalibrationWarning, match="18 residuals are too few"):
-        lower, upper = fitted(PRED).interval()  # type: ignore[attr-defined]
+        lower, upper = fitted(PRED).interval()
     assert bool(lower.isinf().all() & upper.isinf().all())

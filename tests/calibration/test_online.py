@@ -199,7 +199,7 @@ def test_the_long_run_error_rate_of_the_mean_level(stream: str) -> None:
     error = 5 * (shares.std() / 12**0.5).item()
     assert abs(shares.mean() - 0.9) < 0.015 + error  # the mean of levels is a little careful
     y = torch.linspace(0.5, 3, ROWS) * torch.randn(ROWS, generator=generator(50))
-    lower, upper = fitted()(bg.Predictive.from_normal(torch.zeros(ROWS), 1.0)).interval()  # type: ignore[attr-defined]
+    lower, upper = fitted()(bg.Predictive.from_normal(torch.zeros(ROWS), 1.0)).interval()
     assert abs(((lower <= y) & (y <= upper)).double().mean() - 0.9) > 0.015 + error
 
 
