@@ -8,11 +8,17 @@ from bayesguard.calibration.binning import IsotonicCalibration as IsotonicCalibr
 from bayesguard.calibration.conformal import Conformal as Conformal
 from bayesguard.calibration.conformal import ConformalInterval as ConformalInterval
 from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuantile
+from bayesguard.calibration.cross import CrossConformal as CrossConformal
+from bayesguard.calibration.cross import cross_conformal as cross_conformal
+from bayesguard.calibration.cross import jackknife_plus_after_bootstrap as jackknife_plus_after_bootstrap
+from bayesguard.calibration.distribution import ConformalDistribution as ConformalDistribution
 from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrection
+from bayesguard.calibration.left_out import cross_interval as cross_interval
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
 from bayesguard.calibration.linear import MatrixScaling as MatrixScaling
 from bayesguard.calibration.linear import VectorScaling as VectorScaling
 from bayesguard.calibration.online import AdaptiveConformal as AdaptiveConformal
+from bayesguard.calibration.online import DynamicallyTunedConformal as DynamicallyTunedConformal
 from bayesguard.calibration.ranks import conformal_quantile as conformal_quantile
 from bayesguard.calibration.regression import CDFCalibration as CDFCalibration
 from bayesguard.calibration.regression import VarianceScaling as VarianceScaling

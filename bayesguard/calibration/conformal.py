@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from bayesguard.calibration.base import class_columns
+from bayesguard.calibration.clusters import NULL, cluster_classes, clustering_rows, warn_all_rare
 from bayesguard.calibration.scores import ClassScore, check_class_score, class_scores
 from bayesguard.calibration.split import SplitConformal
 from bayesguard.checks import check_count, check_finite, check_labels, check_shape
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.guaranteed import RowValues
-from bayesguard.predictive.numerics import wide
+from bayesguard.predictive.numerics import as_given, wide
 
+By = Literal["all", "class", "group", "cluster"]
 IntervalScore = Literal["absolute", "normalised", "cdf"]
 
 
@@ -27,12 +29,17 @@ class Conformal(SplitConformal):
             long tails), "saps" (from ranks and the largest probability); see `bayesguard.calibration.scores`.
         alpha: Mis-coverage that is meant where none is said.
         by: What the guarantee holds for: "all" examples together; each "class" (Sadinle et al., 2019); each "group" that
-            `fit` and the call are given (Mondrian).
+            `fit` and the call are given (Mondrian); each "cluster" of classes whose scores are alike, for many classes with
+            few examples each (Ding et al., 2023): see `bayesguard.calibration.clusters`. Part of the held-out examples
+            tells the clusters, the others give their bounds; a class too rare for a cluster gets the bound of all.
         randomised: For all but "lac": leave out a random share of an answer's own mass, so that coverage is exact. The
             share is a function of the example's probabilities and the seed. False: coverage is above.
         penalty: Of "raps" and "saps", for each rank.
         free_ranks: Ranks without a penalty, of "raps".
-        seed: See `randomised`.
+        seed: See `randomised`; also of the clusters.
+
+    Attributes:
+        clusters: By cluster, the cluster of each class, int64 `[K]`; -1 for rare ones.
 
     A set always holds the most probable class. For one class of several, or yes and no (K = 2).
 
@@ -49,25 +56,30 @@ class Conformal(SplitConformal):
         (torch.Size([250, 5]), True)
     """
 
+    sized_by_fit = (*SplitConformal.sized_by_fit, "clusters")
+    _slack = 1e-12  # rounding of sums that are equal in exact arithmetic must not decide
+    clusters: Tensor
+
     def __init__(
         self,
         score: ClassScore = "aps",
         alpha: float = 0.1,
         *,
-        by: Literal["all", "class", "group"] = "all",
+        by: By = "all",
         randomised: bool = True,
         penalty: float = 0.01,
         free_ranks: int = 5,
         seed: int = 0,
     ) -> None:
-        if by not in ("all", "class", "group"):
-            raise BadInput(f"by must be 'all', 'class' or 'group', got {by!r}")
+        if by not in get_args(By):
+            raise BadInput(f"by must be one of {', '.join(map(repr, get_args(By)))}, got {by!r}")
         if not penalty >= 0:
             raise BadInput(f"penalty must be 0 or more, got {penalty}")
         super().__init__(alpha, by_group=by == "group")
         self.score, self.by, self.randomised = check_class_score(score), by, randomised
         self.penalty, self.free_ranks = float(penalty), check_count(free_ranks, "free_ranks", minimum=0)
         self.seed = check_count(seed, "seed", minimum=0)
+        self.register_buffer("clusters", torch.empty(0, dtype=torch.long))
 
     def _probs(self, pred: Predictive) -> Tensor:
         return class_columns(pred, self, "; for numbers use ConformalInterval")
@@ -81,30 +93,56 @@ class Conformal(SplitConformal):
         labels = check_labels(targets, scores.shape[:1], scores.shape[1])
         return scores.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
+    def _fit(self, pred: Predictive, targets: Tensor) -> None:
+        if self.by != "cluster":
+            super()._fit(pred, targets)
+            return
+        scores, num_classes = self._score(pred, targets), self._probs(pred).shape[1]
+        spent = clustering_rows(len(scores), num_classes, self.seed).to(scores.device)
+        labels = targets.long()
+        self.clusters = cluster_classes(scores[spent], labels[spent], num_classes, self.alpha, self.seed)
+        if not bool((self.clusters != NULL).any()):
+            warn_all_rare(int(spent.sum()), num_classes, self.alpha)
+        groups, weights = self._pending
+        if weights is not None:
+            self._pending = groups, as_given(weights, "weights")[(~spent).to(as_given(weights, "weights").device)]
+        kept = (~spent).nonzero().squeeze(-1)
+        super()._fit(pred[kept], targets[kept])
+        self.diagnostics |= {
+            "num_clustering_examples": int(spent.sum()),
+            "num_clusters": int(self.clusters.max()) + 1,
+            "num_rare_classes": int((self.clusters == NULL).sum()),
+        }
+
     def _strata(self, pred: Predictive, targets: Tensor, groups: object) -> Tensor:
+        if self.by == "cluster":
+            return self.clusters[targets.long()]
         return targets.long() if self.by == "class" else super()._strata(pred, targets, groups)
 
     def _answer(self, pred: Predictive, alpha: float, rows: RowValues) -> Tensor:
         probs = self._probs(pred)
         scores = self._all_scores(probs)
-        if self.by == "class":
+        if self.by in ("class", "cluster"):
             bounds = self._class_bounds(alpha, rows, scores)
         else:
             bounds = self.bounds(alpha, rows, len(scores)).unsqueeze(-1)
-        # Rounding of sums that are equal in exact arithmetic must not decide.
-        members = scores <= bounds + 1e-12
+        members = scores <= bounds + self._slack
         return members.scatter(-1, probs.argmax(-1, keepdim=True), True)
 
     def _class_bounds(self, alpha: float, rows: RowValues, scores: Tensor) -> Tensor:
-        columns = []
-        for label in range(scores.shape[1]):
-            own = self.strata == label
-            columns.append(
-                self._bounds_of(
-                    self.scores[own], self.weights[own], alpha, rows.get("weights"), len(scores), f" of class {label}"
-                )
-            )
-        return torch.stack(columns, dim=-1)
+        of_class = self.clusters if self.by == "cluster" else torch.arange(scores.shape[1])
+        found: dict[int, Tensor] = {}
+        for stratum in of_class.unique().tolist():
+            held, weights = self._stratum(stratum)
+            where = f" of {self.by} {stratum}"
+            found[stratum] = self._bounds_of(held, weights, alpha, rows.get("weights"), len(scores), where)
+        return torch.stack([found[stratum] for stratum in of_class.tolist()], dim=-1)
+
+    def _stratum(self, stratum: int) -> tuple[Tensor, Tensor]:
+        if self.by == "cluster" and stratum == NULL:
+            order = self.scores.argsort()
+            return self.scores[order], self.weights[order]
+        return super()._stratum(stratum)
 
 
 class ConformalInterval(SplitConformal):
@@ -135,7 +173,7 @@ class ConformalInterval(SplitConformal):
         self.score = score
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
-        targets = _real_targets(pred, targets)
+        targets = real_targets(pred, targets)
         if self.score == "cdf":
             return (wide(pred.cdf(targets)) - 0.5).abs()
         centre, width = self._shape(pred)
@@ -158,9 +196,11 @@ class ConformalInterval(SplitConformal):
             share = bounds.clamp_max(0.5).expand(pred.batch_shape)
             lower, upper = wide(pred.icdf(0.5 - share)), wide(pred.icdf(0.5 + share))
             everything = bounds.isinf().expand(pred.batch_shape)
-            return _as(pred, lower.masked_fill(everything, -torch.inf), upper.masked_fill(everything, torch.inf))
+            return rounded_outwards(
+                pred, lower.masked_fill(everything, -torch.inf), upper.masked_fill(everything, torch.inf)
+            )
         centre, width = self._shape(pred)
-        return _as(pred, centre - bounds * width, centre + bounds * width)
+        return rounded_outwards(pred, centre - bounds * width, centre + bounds * width)
 
 
 class ConformalQuantile(SplitConformal):
@@ -184,7 +224,7 @@ class ConformalQuantile(SplitConformal):
         return wide(lower), wide(upper)
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
-        targets = _real_targets(pred, targets)
+        targets = real_targets(pred, targets)
         lower, upper = self._ends(pred)
         return torch.maximum(lower - targets, targets - upper)
 
@@ -195,10 +235,11 @@ class ConformalQuantile(SplitConformal):
         bounds = self.bounds(alpha, rows, len(pred)).reshape(-1, *[1] * (len(pred.batch_shape) - 1))
         # Narrowed by more than its width, an interval is empty; its middle stands for it.
         middle = (lower + upper) / 2
-        return _as(pred, torch.minimum(lower - bounds, middle), torch.maximum(upper + bounds, middle))
+        return rounded_outwards(pred, torch.minimum(lower - bounds, middle), torch.maximum(upper + bounds, middle))
 
 
-def _real_targets(pred: Predictive, targets: Tensor) -> Tensor:
+def real_targets(pred: Predictive, targets: Tensor) -> Tensor:
+    """Return targets of a predictive of numbers in float64, or raise BadInput or BadType."""
     if not hasattr(pred, "icdf") or isinstance(pred, (CategoricalPredictive, BernoulliPredictive)):
         raise BadType(
             f"intervals are for predictives of numbers, got a {type(pred).__name__}; use Conformal for classes"
@@ -209,8 +250,8 @@ def _real_targets(pred: Predictive, targets: Tensor) -> Tensor:
     return targets
 
 
-def _as(pred: Predictive, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends in the predictive's dtype, rounded outwards."""
+def rounded_outwards(pred: Predictive, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ends in the predictive's dtype, rounded outwards."""
     if pred.dtype == lower.dtype:
         return lower, upper
     down, up = lower.to(pred.dtype), upper.to(pred.dtype)

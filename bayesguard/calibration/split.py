@@ -46,7 +46,8 @@ class SplitConformal(Calibrator):
 
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
     needs_own_data: ClassVar[bool] = True
-    sized_by_fit = ("scores", "strata", "weights")
+    sized_by_fit: ClassVar[tuple[str, ...]] = ("scores", "strata", "weights")
+    _slack: ClassVar[float] = 0.0  # within which two scores count as equal
     scores: Tensor
     strata: Tensor
     weights: Tensor
@@ -164,11 +165,18 @@ class SplitConformal(Calibrator):
             return self._bounds_of(self.scores, self.weights, alpha, rows.get("weights"), count)
         found = self.scores.new_full((count,), torch.inf)
         for group in groups.unique().tolist():
-            here, own = groups == group, self.strata == group
+            here = groups == group
+            held, held_weights = self._stratum(group)
             weights = rows["weights"][here] if "weights" in rows else None
             where = f" of group {group}"
-            found[here] = self._bounds_of(self.scores[own], self.weights[own], alpha, weights, int(here.sum()), where)
+            found[here] = self._bounds_of(held, held_weights, alpha, weights, int(here.sum()), where)
         return found
+
+    def _stratum(self, stratum: int) -> tuple[Tensor, Tensor]:
+        """The held-out scores that speak for a stratum, ascending, and their weights."""
+        # Strata are in order, since `fit` sorts by them.
+        first, last = torch.searchsorted(self.strata, self.strata.new_tensor([stratum, stratum + 1])).tolist()
+        return self.scores[first:last], self.weights[first:last]
 
     def _bounds_of(
         self, scores: Tensor, weights: Tensor, alpha: float, own: Tensor | None, count: int, where: str = ""
@@ -180,6 +188,47 @@ class SplitConformal(Calibrator):
             warn_too_few(len(scores), alpha, where)
             return scores.new_full((count,), torch.inf)
         return scores[rank - 1].expand(count)
+
+    def p_values(self, pred: Predictive, targets: object, *, groups: object = None) -> Tensor:
+        """Return the conformal p-value of each answer: the share of scores, its own among them, that are as large.
+
+        An answer is in the set for every alpha below its p-value, and in no other (a most probable class is in all).
+        For new examples the p-value is at most u with probability u at most.
+
+        Args:
+            pred: Predictions for N examples.
+            targets: The answers.
+            groups: With `by_group`, the group of each example `[N]`.
+
+        Returns:
+            float64, of the targets' shape.
+
+        Raises:
+            BadInput: A calibrator that was fitted with weights, under which no rank is the same for all examples.
+
+        References:
+            Vovk, Gammerman, Shafer, 2005, section 2.2.
+        """
+        if not self.fitted:
+            raise NotFitted(
+                f"this {type(self).__name__} is not fitted; call fit(pred, targets) on held-out predictions"
+            )
+        if self._weighted:
+            raise BadInput("p-values are for a calibrator that was fitted without weights")
+        if self.by_group != (groups is not None):
+            raise BadInput("groups= goes with by_group=True, and is needed there")
+        with torch.no_grad():
+            values = as_given(targets, "targets").to(pred.device)
+            scores = self._score(pred, values)
+            strata = self._strata(pred, values, groups)
+            found = torch.empty_like(scores)
+            for stratum in strata.unique().tolist():
+                here = strata == stratum
+                held = self._stratum(stratum)[0]
+                # As in the sets, rounding of sums must not decide.
+                smaller = torch.searchsorted(held, scores[here].contiguous() - self._slack)
+                found[here] = (len(held) - smaller + 1).double() / (len(held) + 1)
+            return found
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
         super()._load_from_state_dict(state, prefix, *more)
