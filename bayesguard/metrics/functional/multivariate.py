@@ -286,7 +286,8 @@ def pit_uniformity_test(pit: object) -> UniformityTest:
 
     The p-value is exact to 1e-12 for up to 500 values; above, it is that of Kolmogorov's limit at Vrbik's corrected
     statistic, within 5e-5. Values must be independent and continuous: for counts randomise, as `pit` does; those of S
-    samples lie on a grid, which looks uniform only while 1/S is far below 1/sqrt(M).
+    samples lie on a grid, which looks uniform only while 1/S is far below 1/sqrt(M). There are no weights: the law of the
+    statistic is that of independent values that count alike, which copies and weighted values are not.
 
     Args:
         pit: Probability integral transform of every target, any shape, in [0, 1]: what `pit(pred, targets)` returns.
