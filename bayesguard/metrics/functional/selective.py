@@ -40,7 +40,11 @@ def risk_coverage(confidence: object, errors: object, *, weights: object = None)
         order = mass.argsort(stable=True)[int((mass == 0).sum()) :]
         sure, losses, mass = sure[order], losses[order], mass[order]
     order = sure.argsort(descending=True, stable=True)
-    ordered, kept, totals = sure[order], _from_zero(mass[order].cumsum(-1)), _from_zero((mass * losses)[order].cumsum(-1))
+    ordered, kept, totals = (
+        sure[order],
+        _from_zero(mass[order].cumsum(-1)),
+        _from_zero((mass * losses)[order].cumsum(-1)),
+    )
     coverage = kept[1:] / kept[-1]
     if not bool((ordered[1:] == ordered[:-1]).any()):
         return RiskCoverage(coverage, totals[1:] / kept[1:])

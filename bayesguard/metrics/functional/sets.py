@@ -36,7 +36,7 @@ def set_coverage(sets: object, labels: object, *, weights: object = None) -> Ten
         >>> set_coverage([[True, False], [True, True]], [1, 1]).item()
         0.5
     """
-    _, covered = _covered(sets, labels)
+    _, covered = covered_labels(sets, labels)
     return weighted_mean(covered, element_weights(weights, labels, len(covered), covered.device))
 
 
@@ -98,7 +98,7 @@ def size_stratified_coverage(
     whole = [check_count(size, "sizes", minimum=0) for size in sizes]
     if any(high <= low for low, high in pairwise(whole)):
         raise BadInput(f"sizes must rise, got {list(sizes)}")
-    values, covered = _covered(sets, labels)
+    values, covered = covered_labels(sets, labels)
     ends = torch.tensor([size for size in whole if size < values.shape[-1]], dtype=torch.long, device=values.device)
     index = torch.searchsorted(ends, values.sum(-1).flatten())
     return _stratified(
@@ -122,7 +122,7 @@ def class_conditional_coverage(
         ([1.0, nan, nan], 0.1, 2)
     """
     check_level(alpha, "alpha")
-    values, covered = _covered(sets, labels)
+    values, covered = covered_labels(sets, labels)
     index = as_tensor(labels, "labels").to(values.device).long().flatten()
     per_row = element_weights(weights, labels, len(covered), values.device)
     return _stratified(index, covered, values.shape[-1], alpha, per_row)
@@ -284,8 +284,8 @@ def _checked(sets: object) -> Tensor:
     return values
 
 
-def _covered(sets: object, labels: object) -> tuple[Tensor, Tensor]:
-    """Return the sets and whether each holds its label, flat float64."""
+def covered_labels(sets: object, labels: object) -> tuple[Tensor, Tensor]:
+    """Return the sets, and whether each holds its label, flat float64."""
     values = _checked(sets)
     truth = check_labels(as_tensor(labels, "labels").to(values.device), values.shape[:-1], values.shape[-1], "labels")
     return values, values.gather(-1, truth.unsqueeze(-1)).double().flatten()
@@ -293,7 +293,7 @@ def _covered(sets: object, labels: object) -> tuple[Tensor, Tensor]:
 
 def _placed(features: object, sets: object, labels: object, weights: object) -> tuple[Tensor, Tensor, Tensor]:
     """Return features `[M, D]`, whether each set holds its label, and the weights, of the rows that have weight."""
-    values, covered = _covered(sets, labels)
+    values, covered = covered_labels(sets, labels)
     rows = as_tensor(features, "features").to(values.device)
     if rows.dim() != 2 or rows.numel() == 0:
         raise BadInput(f"features has shape {tuple(rows.shape)}; [N, D] with at least one row is needed")

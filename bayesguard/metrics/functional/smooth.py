@@ -73,13 +73,13 @@ def binary_smooth_calibration_error(probs: object, targets: object, *, weights: 
 
 
 def _smooth_error(scores: Tensor, outcomes: Tensor, weights: Tensor | None) -> Tensor:
-    gaps = outcomes - scores
-    return smooth_errors(scores, gaps.unsqueeze(0) / len(gaps) if weights is None else weights / weights.sum() * gaps)[0]
+    return weighted_smooth_error(scores, outcomes, (torch.ones_like(outcomes) if weights is None else weights)[None])[0]
 
 
-def smooth_errors(scores: Tensor, masses: Tensor) -> Tensor:
-    """Return the SmoothECE for each row of masses `[R, M]`: the gaps `outcome - score`, times shares that sum to 1."""
-    masses = masses.reshape(-1, len(scores))
+def weighted_smooth_error(scores: Tensor, outcomes: Tensor, weights: Tensor) -> Tensor:
+    """Return the SmoothECE for each row of weights `[R, M]`."""
+    scores = scores.double()
+    masses = weights / weights.sum(-1, keepdim=True) * (outcomes - scores)
     errors = masses.new_zeros(len(masses))
     left = torch.arange(len(masses), device=masses.device)
     for num_waves in _WAVES:
