@@ -173,7 +173,7 @@ def kernel_calibration_error(
         0-d float64 on the device of `probs`.
 
     Raises:
-        BadInput: Fewer than two rows, weights that sum to 1 or less, rows that are no distribution, labels out of
+        BadInput: Fewer than two rows, weights that sum to less than 2, rows that are no distribution, labels out of
             range, a bandwidth that is not positive.
 
     References:
@@ -258,8 +258,10 @@ def _kernel_input(
     mass = element_weights(weights, targets, len(rows), rows.device)
     if mass is None:
         mass = torch.ones_like(rows[:, 0])
-    elif mass.sum() <= 1:
-        raise BadInput(f"weights sum to {mass.sum().item():g}; they say how often rows count, and two are needed")
+    elif mass.sum() < 2:
+        raise BadInput(
+            f"weights sum to {mass.sum().item():g}; they say how often each row counts, and two rows are needed"
+        )
     rows, labels, mass = (part[mass > 0] for part in (rows, labels, mass))
     return rows, labels, mass, _median_distance(rows, mass) if bandwidth is None else float(bandwidth)
 
