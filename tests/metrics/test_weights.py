@@ -14,6 +14,7 @@ from bayesguard.metrics.functional.sets import _worst_slab
 from bayesguard.predictive import Predictive
 
 N, K = 40, 4
+COSTS = [[0.0, 1.0, 2.0, 1.5], [1.0, 0.0, 1.0, 2.0], [0.6, 0.5, 0.4, 0.3]]
 
 
 def made() -> dict[str, Tensor]:
@@ -72,8 +73,11 @@ FUNCTIONS: dict[str, Callable[[dict[str, Tensor], Any], Any]] = {
         d["yes"], d["yes"].square(), positive="out", weights=None if w is None else (w, w)
     ),
     "false_positive_rate_at": lambda d, w: M.false_positive_rate_at(
-        d["yes"], d["yes"].square(), positive="out", weights=None if w is None else (w, w)
+        d["x"], d["truth"], true_positive_rate=0.5, positive="out", weights=None if w is None else (w, w)
     ),
+    "calibration_error_at": lambda d, w: M.calibration_error_at(d["probs"], d["y"], 0.4, weights=w),
+    "binary_calibration_error_at": lambda d, w: M.binary_calibration_error_at(d["yes"], d["hit"], 0.4, weights=w),
+    "decision_regret": lambda d, w: M.decision_regret(d["probs"], d["y"], COSTS, weights=w),
     "set_coverage": lambda d, w: M.set_coverage(d["sets"], d["y"], weights=w),
     "set_size": lambda d, w: M.set_size(d["sets"], weights=w),
     "size_stratified_coverage": lambda d, w: M.size_stratified_coverage(d["sets"], d["y"], 0.1, weights=w)[:2],
@@ -202,7 +206,7 @@ def test_worst_slab() -> None:
 @pytest.mark.parametrize("many", [20, 60])
 def test_bandwidth_of_repeated_rows(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Below and above the number of rows up to which all pairs give the median distance.
-    monkeypatch.setattr("bayesguard.metrics.functional.smooth._MEDIAN_ROWS", many)
+    monkeypatch.setitem(M.kernel_calibration_error.__globals__, "_MEDIAN_ROWS", many)
     d = made()
     counts = torch.randint(4, (N,), generator=torch.Generator().manual_seed(0))
     again = rows(torch.arange(N).repeat_interleave(counts))

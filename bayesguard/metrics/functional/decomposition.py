@@ -82,7 +82,7 @@ def _corp(
         kept = per_row > 0
         scores, outcomes, per_row = scores[kept], outcomes[kept], per_row[kept]
     base = weighted_mean(outcomes, per_row).expand_as(outcomes)
-    forecasts = (scores.double(), _isotonic(scores, outcomes, per_row), base)
+    forecasts = (scores.double(), isotonic(scores, outcomes, per_row), base)
     given, recalibrated, constant = (weighted_mean(score(p, outcomes), per_row) for p in forecasts)
     # The isotonic regression is the best of all monotone forecasts: what is below 0 here is rounding.
     return ScoreDecomposition(
@@ -90,7 +90,7 @@ def _corp(
     )
 
 
-def _isotonic(scores: Tensor, outcomes: Tensor, weights: Tensor | None) -> Tensor:
+def isotonic(scores: Tensor, outcomes: Tensor, weights: Tensor | None) -> Tensor:
     """Return the isotonic regression of outcomes on scores, for every row; equal scores get equal values."""
     values, group = scores.unique(return_inverse=True)
     mass = torch.ones_like(outcomes) if weights is None else weights
