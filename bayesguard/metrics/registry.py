@@ -1,6 +1,5 @@
 """The metrics that `evaluate` knows: what each keeps of the examples, its value, and its values under resampling."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +9,23 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, check_finite, check_shape
 from bayesguard.errors import BadInput, BadType
-from bayesguard.metrics.functional.binned import bin_index
+from bayesguard.metrics.functional.binned import BinnedSums, Norm, bin_index
 from bayesguard.metrics.functional.classification import brier_scores
 from bayesguard.metrics.functional.crps import crps_of
+from bayesguard.metrics.functional.decomposition import weighted_corp_brier
 from bayesguard.metrics.functional.inputs import answered, classified, group_sums, yes_or_no
-from bayesguard.metrics.functional.regression import LEVELS, at_or_below, pit
-from bayesguard.metrics.functional.selective import weighted_aurc, weighted_roc
+from bayesguard.metrics.functional.multivariate import (
+    energy_scores,
+    spread_and_error,
+    weighted_ence,
+    weighted_interval_scores,
+)
+from bayesguard.metrics.functional.regression import LEVELS, at_or_below, interval_scores, pit
+from bayesguard.metrics.functional.selective import weighted_augrc, weighted_aurc, weighted_excess_aurc, weighted_roc
+from bayesguard.metrics.functional.sets import covered_labels
+from bayesguard.metrics.functional.smooth import weighted_smooth_error
+from bayesguard.metrics.scores import NUM_BINS, Binned, Levels, Mean, Pairs
+from bayesguard.metrics.scores import Scores as Scores
 from bayesguard.predictive import (
     BernoulliPredictive,
     CategoricalPredictive,
@@ -25,7 +35,6 @@ from bayesguard.predictive import (
     RecalibratedPredictive,
     SamplePredictive,
 )
-from bayesguard.predictive.numerics import BUDGET
 
 Kind = Literal["categorical", "binary", "continuous", "count", "samples"]
 _KINDS: tuple[tuple[type[Predictive], Kind], ...] = (
@@ -36,131 +45,11 @@ _KINDS: tuple[tuple[type[Predictive], Kind], ...] = (
     (CountPredictive, "count"),
     (SamplePredictive, "samples"),
 )
-_NUM_BINS = 15
 _REAL: tuple[Kind, ...] = ("continuous", "count", "samples")
 _CLASSES: tuple[Kind, ...] = ("categorical", "binary")
 
 # Class probabilities [N, ..., K], or P(y = 1) [N], may stand for their predictive: nothing is lost on the way.
 Pred = Predictive | Tensor
-
-
-class Scores(ABC):
-    """What a metric keeps of N examples, float64, so that they can be weighted anew."""
-
-    @abstractmethod
-    def resample(self, weights: Tensor) -> Tensor:
-        """Return the metric for each row of example weights `[R, N]` (counts), float64 `[R]`.
-
-        NaN where the metric has no value: no weight at all, or nothing but right answers to rank.
-        """
-
-    @property
-    @abstractmethod
-    def rows(self) -> Tensor:
-        """A tensor that is kept, `[N, ...]`: it tells N and the device."""
-
-    @property
-    def num_examples(self) -> int:
-        """N."""
-        return len(self.rows)
-
-    def value(self) -> float:
-        """Return the metric of the examples as they are."""
-        return self.resample(self.rows.new_ones(1, self.num_examples, dtype=torch.float64)).item()
-
-
-@dataclass
-class Mean(Scores):
-    """A mean of per-example values `[N]`, or `root` of it."""
-
-    values: Tensor
-    root: bool = False
-
-    @property
-    def rows(self) -> Tensor:
-        return self.values
-
-    def resample(self, weights: Tensor) -> Tensor:
-        weights = weights.to(self.values)
-        # An example without weight adds nothing, even where its value is infinite.
-        finite = self.values.isfinite()
-        total = weights @ self.values.where(finite, 0.0)
-        if not bool(finite.all()):
-            total = total.masked_fill((weights[:, ~finite] > 0).any(-1), torch.inf)
-        mean = total / weights.sum(-1)
-        return mean.sqrt() if self.root else mean
-
-
-@dataclass
-class Binned(Scores):
-    """A calibration error (l1): gaps `score - outcome` `[N, L]` and their bins; columns pooled, or averaged."""
-
-    gaps: Tensor
-    index: Tensor
-    by_column: bool = False
-
-    @property
-    def rows(self) -> Tensor:
-        return self.gaps
-
-    def resample(self, weights: Tensor) -> Tensor:
-        weights = weights.to(self.gaps)
-        columns = self.gaps.shape[1]
-        step = max(1, BUDGET // (self.num_examples * _NUM_BINS)) if self.by_column else columns
-        total = weights.new_zeros(len(weights))
-        for start in range(0, columns, step):
-            # The share of a bin times its gap is its summed gap over all weight: no counts are needed.
-            total += (weights @ self._by_row(slice(start, start + step))).abs().sum(-1)
-        return total / (weights.sum(-1) * columns)
-
-    def _by_row(self, columns: slice) -> Tensor:
-        """Return the gaps of every example summed by bin, `[N, B]`, or `[N, columns * B]`."""
-        gaps, index = self.gaps[:, columns], self.index[:, columns]
-        rows, width = gaps.shape
-        bins = _NUM_BINS
-        if self.by_column:
-            index = index + torch.arange(width, device=gaps.device) * bins
-            bins *= width
-        key = index + torch.arange(rows, device=gaps.device).unsqueeze(-1) * bins
-        return group_sums(key.flatten(), gaps.flatten(), rows * bins).reshape(rows, bins)
-
-
-@dataclass
-class Ranked(Scores):
-    """A metric of the order of confidences `[N, L]` with losses `[N, L]`."""
-
-    confidence: Tensor
-    losses: Tensor
-    function: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-    @property
-    def rows(self) -> Tensor:
-        return self.confidence
-
-    def resample(self, weights: Tensor) -> Tensor:
-        width = self.confidence.shape[1]
-        confidence, losses = self.confidence.flatten(), self.losses.flatten()
-        parts = [
-            self.function(confidence, losses, part.to(losses).repeat_interleave(width, dim=1))
-            for part in weights.split(max(1, BUDGET // len(losses)))
-        ]
-        return torch.cat(parts)
-
-
-@dataclass
-class Levels(Scores):
-    """Quantile calibration: for each example and level the share of its targets at or below the quantile `[N, L]`."""
-
-    below: Tensor
-    levels: Tensor
-
-    @property
-    def rows(self) -> Tensor:
-        return self.below
-
-    def resample(self, weights: Tensor) -> Tensor:
-        weights = weights.to(self.below)
-        return (weights @ self.below / weights.sum(-1, keepdim=True) - self.levels).abs().mean(-1)
 
 
 @dataclass(frozen=True)
@@ -289,24 +178,61 @@ def _brier(predictive: Pred, targets: Tensor) -> Scores:
 
 def _ece(predictive: Pred, targets: Tensor) -> Scores:
     scores, outcomes = binned(predictive, targets)
-    shape = (len(targets), -1)
-    index = bin_index(scores, _NUM_BINS, "width")
+    shape = (len(targets), -1, 1)
+    index = bin_index(scores, NUM_BINS, "width")
     return Binned((scores.double() - outcomes).reshape(shape), index.reshape(shape))
 
 
 def _classwise(predictive: Pred, targets: Tensor) -> Scores:
     values, labels = classified(class_probs(predictive), targets)
-    if len(values) != len(targets):
-        raise BadInput("classwise_ece is for one target an example; dense predictions have many")
-    index = bin_index(values.flatten(), _NUM_BINS, "width").reshape(values.shape)
+    index = bin_index(values.flatten(), NUM_BINS, "width")
     hits = labels.unsqueeze(-1) == torch.arange(values.shape[1], device=values.device)
-    return Binned(values.double() - hits.double(), index, by_column=True)
+    shape = (len(targets), -1, values.shape[1])
+    return Binned((values.double() - hits.double()).reshape(shape), index.reshape(shape))
+
+
+def _elementwise(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Pred, Tensor], Scores]:
+    """Of what the calibration error bins."""
+
+    def scores(predictive: Pred, targets: Tensor) -> Scores:
+        first, second = binned(predictive, targets)
+        shape = (len(targets), -1)
+        return Pairs(first.reshape(shape), second.reshape(shape), function)
+
+    return scores
+
+
+def _binned_error(norm: Norm, debiased: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def errors(scores: Tensor, outcomes: Tensor, weights: Tensor) -> Tensor:
+        cells = 2 * NUM_BINS
+        index = bin_index(scores, NUM_BINS, "width") + NUM_BINS * outcomes.long()
+        index = (index + torch.arange(len(weights), device=index.device).unsqueeze(-1) * cells).flatten()
+        weights = weights.double()
+        counts, totals = (
+            group_sums(index, (weights * values).flatten(), len(weights) * cells).reshape(-1, 2, NUM_BINS)
+            for values in (torch.ones_like(outcomes), scores.double())
+        )
+        # The weights are counts: every copy of a row is one of weight 1, whose square is 1.
+        sums = BinnedSums(counts.round().long(), torch.stack([counts, totals, torch.zeros_like(totals)] * 2))
+        values = sums.errors(norm, debiased=debiased)
+        values = values.clamp_min(0).sqrt() if norm == "l2" else values
+        return values.masked_fill(weights.sum(-1) == 0, torch.nan)
+
+    return errors
+
+
+def _miscalibration(scores: Tensor, outcomes: Tensor, weights: Tensor) -> Tensor:
+    return weighted_corp_brier(scores, outcomes, weights).miscalibration
+
+
+def _discrimination(scores: Tensor, outcomes: Tensor, weights: Tensor) -> Tensor:
+    return weighted_corp_brier(scores, outcomes, weights).discrimination
 
 
 def _ranked(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Pred, Tensor], Scores]:
     def scores(predictive: Pred, targets: Tensor) -> Scores:
         confidence, right = top(predictive, targets)
-        return Ranked(confidence.double(), 1 - right, function)
+        return Pairs(confidence.double(), 1 - right, function)
 
     return scores
 
@@ -339,6 +265,37 @@ def _quantiles(predictive: Predictive, targets: Tensor) -> Scores:
     return Levels(at_or_below(values).reshape(len(values), -1, len(LEVELS)).mean(1), levels)
 
 
+def _interval_score(predictive: Predictive, targets: Tensor) -> Scores:
+    lower, upper = predictive.interval(0.1)
+    return Mean(_rows(interval_scores(lower, upper, targets, 0.1).reshape(targets.shape)))
+
+
+def _wis(predictive: Predictive, targets: Tensor) -> Scores:
+    return Mean(_rows(weighted_interval_scores(predictive, targets).reshape(targets.shape)))
+
+
+def _ence(predictive: Predictive, targets: Tensor) -> Scores:
+    sigma, squares = spread_and_error(predictive.mean, predictive.variance.sqrt(), targets)
+    shape = (len(targets), -1)
+    return Pairs(sigma.reshape(shape), squares.reshape(shape), weighted_ence)
+
+
+def _energy(predictive: Predictive, targets: Tensor) -> Scores:
+    return Mean(energy_scores(predictive, targets))
+
+
+def _sets(predictive: Pred) -> Tensor:
+    return (predictive if isinstance(predictive, Predictive) else Predictive.from_probs(predictive)).prediction_set(0.1)
+
+
+def _set_coverage(predictive: Pred, targets: Tensor) -> Scores:
+    return Mean(_rows(covered_labels(_sets(predictive), targets)[1].reshape(targets.shape)))
+
+
+def _set_size(predictive: Pred, targets: Tensor) -> Scores:
+    return Mean(_rows(_sets(predictive).sum(-1)))
+
+
 _ANY_REAL = (-float("inf"), float("inf"))
 EVALUATION_METRICS: dict[str, MetricSpec] = {
     spec.name: spec
@@ -350,10 +307,57 @@ EVALUATION_METRICS: dict[str, MetricSpec] = {
         MetricSpec("classwise_ece", "class-wise ECE", "lower", ("categorical",), _classwise, (0.0, 1.0), False),
         MetricSpec("aurc", "AURC", "lower", _CLASSES, _ranked(weighted_aurc), (0.0, 1.0), False),
         MetricSpec("error_auroc", "AUROC of errors", "higher", _CLASSES, _ranked(_error_roc), (0.0, 1.0), False),
+        MetricSpec("e_aurc", "E-AURC", "lower", _CLASSES, _ranked(weighted_excess_aurc), (0.0, 1.0), False),
+        MetricSpec("augrc", "AUGRC", "lower", _CLASSES, _ranked(weighted_augrc), (0.0, 0.5), False),
+        MetricSpec(
+            "smooth_ece", "SmoothECE", "lower", _CLASSES, _elementwise(weighted_smooth_error), (0.0, 1.0), False
+        ),
+        MetricSpec(
+            "debiased_ece",
+            "debiased ECE (l2)",
+            "lower",
+            _CLASSES,
+            _elementwise(_binned_error("l2", True)),
+            (0.0, 1.0),
+            False,
+        ),
+        MetricSpec(
+            "mce",
+            "maximum calibration error",
+            "lower",
+            _CLASSES,
+            _elementwise(_binned_error("max", False)),
+            (0.0, 1.0),
+            False,
+        ),
+        MetricSpec(
+            "brier_miscalibration",
+            "miscalibration of Brier, P(yes) (CORP)",
+            "lower",
+            ("binary",),
+            _elementwise(_miscalibration),
+            (0.0, 1.0),
+            False,
+        ),
+        MetricSpec(
+            "brier_discrimination",
+            "discrimination of Brier, P(yes) (CORP)",
+            "higher",
+            ("binary",),
+            _elementwise(_discrimination),
+            (0.0, 0.25),
+            False,
+        ),
+        MetricSpec("set_coverage_90", "coverage of 90 % sets", "none", _CLASSES, _set_coverage, (0.0, 1.0), False),
+        MetricSpec("set_size_90", "classes in 90 % sets", "lower", _CLASSES, _set_size, default=False),
         MetricSpec("rmse", "RMSE", "lower", _REAL, _rmse),
         MetricSpec("crps", "CRPS", "lower", _REAL, _crps),
         MetricSpec("coverage_90", "coverage of 90 % intervals", "none", _REAL, _coverage, (0.0, 1.0)),
         MetricSpec("width_90", "width of 90 % intervals", "lower", _REAL, _width),
         MetricSpec("quantile_error", "quantile calibration error", "lower", _REAL, _quantiles, (0.0, 1.0)),
+        MetricSpec("interval_score_90", "score of 90 % intervals", "lower", _REAL, _interval_score, default=False),
+        MetricSpec("wis", "weighted interval score", "lower", _REAL, _wis, default=False),
+        MetricSpec("ence", "ENCE", "lower", _REAL, _ence, default=False),
+        MetricSpec("energy_score", "energy score", "lower", ("samples",), _energy, _ANY_REAL, False),
     )
 }

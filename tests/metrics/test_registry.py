@@ -11,8 +11,9 @@ from torch.distributions import Poisson
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics import functional as M
 from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
-from bayesguard.metrics.registry import EVALUATION_METRICS, Mean, kind_of, specs_for
-from bayesguard.predictive import CountPredictive, Predictive
+from bayesguard.metrics.registry import EVALUATION_METRICS, kind_of, specs_for
+from bayesguard.metrics.scores import Mean
+from bayesguard.predictive import CategoricalPredictive, CountPredictive, Predictive
 
 N = 40
 
@@ -36,86 +37,125 @@ def case(kind: str, outputs: tuple[int, ...] = ()) -> tuple[Predictive, Tensor]:
 
 
 KINDS = ("categorical", "binary", "continuous", "count", "samples")
-APPLICABLE = [(name, kind) for name, spec in EVALUATION_METRICS.items() for kind in KINDS if kind in spec.kinds]
+SHAPES = [(), (3,), (2, 2)]
+APPLICABLE = [
+    (name, kind, outputs)
+    for name, spec in EVALUATION_METRICS.items()
+    for kind in KINDS
+    for outputs in SHAPES
+    if kind in spec.kinds and (name != "energy_score" or outputs == (3,))
+]
 
 
-@pytest.mark.parametrize("outputs", [(), (3,)])
-@pytest.mark.parametrize(("name", "kind"), APPLICABLE)
-def test_resamples_are_repeated_examples(name: str, kind: str, outputs: tuple[int, ...]) -> None:
-    if name == "classwise_ece" and outputs:
-        pytest.skip("for one target an example")
+def two(pred: Any) -> Tensor:
+    """Class probabilities, of yes or no too."""
+    probs: Tensor = pred.probs
+    return probs if isinstance(pred, CategoricalPredictive) else torch.stack([1 - probs, probs], -1)
+
+
+def ranked(function: Any) -> Any:
+    def value(pred: Any, y: Tensor, w: Any) -> Tensor:
+        confidence, label = two(pred).max(-1)
+        area: Tensor = function(confidence, (label != y).double(), weights=w)
+        return area
+
+    return value
+
+
+def promised(of_labels: Any, of_yes: Any, **options: Any) -> Any:
+    def value(pred: Any, y: Tensor, w: Any) -> Tensor:
+        function = of_labels if isinstance(pred, CategoricalPredictive) else of_yes
+        error: Tensor = function(pred.probs, y, weights=w, **options)
+        return error
+
+    return value
+
+
+# The metric by its function: of predictions, targets and how often each example counts.
+FUNCTIONS: dict[str, Any] = {
+    "accuracy": lambda p, y, w: M.accuracy(two(p), y, weights=w),
+    "nll": lambda p, y, w: M.negative_log_likelihood(p, y, weights=w),
+    "brier": lambda p, y, w: M.brier_score(two(p), y, weights=w),
+    "ece": promised(M.expected_calibration_error, M.binary_calibration_error),
+    "classwise_ece": lambda p, y, w: M.classwise_calibration_error(p.probs, y, weights=w),
+    "aurc": ranked(M.area_under_risk_coverage),
+    "error_auroc": lambda p, y, w: M.error_auroc(two(p), y, weights=w),
+    "e_aurc": ranked(M.excess_area_under_risk_coverage),
+    "augrc": ranked(M.area_under_generalised_risk_coverage),
+    "smooth_ece": promised(M.smooth_calibration_error, M.binary_smooth_calibration_error),
+    "debiased_ece": promised(M.expected_calibration_error, M.binary_calibration_error, norm="l2", debiased=True),
+    "mce": promised(M.expected_calibration_error, M.binary_calibration_error, norm="max"),
+    "brier_miscalibration": lambda p, y, w: M.corp_brier_decomposition(p.probs, y, weights=w).miscalibration,
+    "brier_discrimination": lambda p, y, w: M.corp_brier_decomposition(p.probs, y, weights=w).discrimination,
+    "set_coverage_90": lambda p, y, w: M.set_coverage(p.prediction_set(0.1), y, weights=w),
+    "set_size_90": lambda p, y, w: M.set_size(p.prediction_set(0.1), weights=w),
+    "rmse": lambda p, y, w: M.root_mean_squared_error(p.mean, y, weights=w),
+    "crps": lambda p, y, w: M.continuous_ranked_probability_score(p, y, weights=w),
+    "coverage_90": lambda p, y, w: M.interval_coverage(p.interval(0.1)[0], p.interval(0.1)[1], y, weights=w),
+    "width_90": lambda p, y, w: M.interval_width(*p.interval(0.1), weights=w),
+    "quantile_error": lambda p, y, w: M.quantile_calibration_error(M.pit(p, y), weights=w),
+    "interval_score_90": lambda p, y, w: M.interval_score(p.interval(0.1)[0], p.interval(0.1)[1], y, 0.1, weights=w),
+    "wis": lambda p, y, w: M.weighted_interval_score(p, y, weights=w),
+    "ence": lambda p, y, w: M.expected_normalised_calibration_error(p.mean, p.variance.sqrt(), y, weights=w),
+    "energy_score": lambda p, y, w: M.energy_score(p, y, weights=w),
+}
+
+
+def test_every_metric_has_its_function() -> None:
+    assert set(FUNCTIONS) == set(EVALUATION_METRICS)
+
+
+@pytest.mark.parametrize(("name", "kind", "outputs"), APPLICABLE)
+def test_resamples_are_the_function_and_repeated_examples(name: str, kind: str, outputs: tuple[int, ...]) -> None:
     pred, targets = case(kind, outputs)
-    spec = EVALUATION_METRICS[name]
+    spec, function = EVALUATION_METRICS[name], FUNCTIONS[name]
     state = spec.scores(pred, targets)
     assert state.num_examples == N
+    assert state.value() == pytest.approx(function(pred, targets, None).item(), rel=1e-12, abs=1e-12)
+    assert spec.bounds[0] <= state.value() <= spec.bounds[1]
     weights = next(bootstrap_weights(N, 3, seed=0))
     ours = state.resample(weights)
     assert ours.shape == (3,)
     assert ours.dtype == torch.float64
     for row, value in zip(weights, ours, strict=True):
+        if name != "debiased_ece":  # whose weights are importances: ten copies of a row are not ten rows
+            assert value.item() == pytest.approx(function(pred, targets, row).item(), rel=1e-12, abs=1e-12)
         index = torch.arange(N).repeat_interleave(row.long())
-        if kind == "count" and name == "quantile_error":
-            continue  # repeated rows would be randomised anew
-        again = spec.scores(pred[index], targets[index]).value()
-        assert value.item() == pytest.approx(again, abs=1e-9)
-    assert spec.bounds[0] <= state.value() <= spec.bounds[1]
+        if (name, kind) in (("quantile_error", "count"), ("ence", "samples")):
+            continue  # repeated rows would be randomised anew; the last bit of a variance depends on the other rows
+        again = function(pred[index], targets[index], None).item()
+        assert value.item() == pytest.approx(again, rel=1e-12, abs=1e-12)
+    assert state.resample(torch.zeros(2, N)).isnan().all()
 
 
-@pytest.mark.parametrize("outputs", [(), (3,)])
-def test_values_are_those_of_the_functions(outputs: tuple[int, ...]) -> None:
-    pred, y = case("categorical", outputs)
-    probs, logs = pred.probs, pred.logits
-    confidence, label = probs.flatten(0, -2).max(-1)
-    wanted = {
-        "accuracy": M.accuracy(probs, y),
-        "nll": M.negative_log_likelihood(logs, y),
-        "brier": M.brier_score(probs, y),
-        "ece": M.expected_calibration_error(probs, y),
-        "aurc": M.area_under_risk_coverage(confidence, (label != y.flatten()).double()),
-        "error_auroc": M.error_auroc(probs, y),
-    }
-    if not outputs:
-        wanted["classwise_ece"] = M.classwise_calibration_error(probs, y)
-    check(pred, y, wanted)
-    pred, y = case("binary", outputs)
-    two = torch.stack([1 - pred.probs, pred.probs], -1)
-    check(
-        pred,
-        y,
-        {
-            "accuracy": M.accuracy(two, y),
-            "nll": M.negative_log_likelihood(two.log(), y),
-            "brier": M.brier_score(two, y),
-            "ece": M.binary_calibration_error(pred.probs, y),
-            "error_auroc": M.error_auroc(two, y),
-        },
-    )
-    pred, y = case("continuous", outputs)
-    check(
-        pred,
-        y,
-        {
-            "rmse": M.root_mean_squared_error(pred.mean, y),
-            "nll": M.negative_log_likelihood(pred, y),
-            "crps": M.continuous_ranked_probability_score(pred, y),
-            "coverage_90": M.interval_coverage(pred.interval(0.1)[0], pred.interval(0.1)[1], y),
-            "width_90": M.interval_width(*pred.interval(0.1)),
-            "quantile_error": M.quantile_calibration_error(M.pit(pred, y)),
-        },
-    )
+@pytest.mark.parametrize(("name", "kind", "outputs"), APPLICABLE)
+def test_chunks_of_weights_and_elements_are_the_whole(
+    name: str, kind: str, outputs: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = EVALUATION_METRICS[name].scores(*case(kind, outputs))
+    weights = next(bootstrap_weights(N, 4, seed=0))
+    whole = state.resample(weights)
+    for part in ("scores", "functional.smooth"):
+        monkeypatch.setattr(f"bayesguard.metrics.{part}.BUDGET", 1)
+    torch.testing.assert_close(state.resample(weights), whole, rtol=1e-12, atol=1e-14)
 
 
-def check(pred: Predictive, targets: Tensor, wanted: dict[str, Tensor]) -> None:
-    for name, value in wanted.items():
-        ours = EVALUATION_METRICS[name].scores(pred, targets).value()
-        assert ours == pytest.approx(value.item(), abs=1e-9), name
+def test_the_energy_score_is_of_vectors() -> None:
+    for outputs in ((), (2, 2)):
+        with pytest.raises(BadInput, match=r"\[S, N, D\] is needed"):
+            EVALUATION_METRICS["energy_score"].scores(*case("samples", outputs))
+
+
+def test_ence_needs_a_spread() -> None:
+    with pytest.raises(BadInput, match="above 0"):
+        EVALUATION_METRICS["ence"].scores(Predictive.from_samples(torch.ones(5, 3)), torch.zeros(3))
 
 
 def test_classwise_in_blocks_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     pred, targets = case("categorical")
     state = EVALUATION_METRICS["classwise_ece"].scores(pred, targets)
     whole = state.value()
-    monkeypatch.setattr("bayesguard.metrics.registry.BUDGET", 1)
+    monkeypatch.setattr("bayesguard.metrics.scores.BUDGET", 1)
     assert state.value() == pytest.approx(whole, abs=1e-14)
 
 

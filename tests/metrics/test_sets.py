@@ -123,7 +123,7 @@ def test_worst_window_is_the_worst_of_all(rows: list[tuple[int, bool]], share: f
     least = max(1, math.ceil(share * len(rows)))
     place, order = torch.tensor([[float(p) for p, _ in rows]], dtype=torch.float64).sort(dim=-1, stable=True)
     covered = torch.tensor([float(c) for _, c in rows], dtype=torch.float64)[order]
-    rate, start, end = _worst_windows(place, covered, least)
+    rate, start, end = _worst_windows(place, covered, torch.ones_like(covered), least)
     assert rate.item() == pytest.approx(windows(place[0].tolist(), covered[0].tolist(), least), abs=1e-15)
     first, last = int(start), int(end)
     assert last - first >= least
@@ -136,7 +136,7 @@ def test_windows_of_many_directions_are_those_of_each() -> None:
     generator = torch.Generator().manual_seed(0)
     place = torch.randint(40, (8, 200), generator=generator).double().sort(dim=-1).values
     covered = (torch.rand(8, 200, generator=generator) < 0.8).double()
-    rates = _worst_windows(place, covered, 20)[0]
+    rates = _worst_windows(place, covered, torch.ones_like(covered), 20)[0]
     wanted = [windows(place[i].tolist(), covered[i].tolist(), 20) for i in range(8)]
     assert rates.tolist() == pytest.approx(wanted, abs=1e-15)
 
@@ -172,7 +172,7 @@ def test_worst_slab_is_unbiased_where_nothing_is_wrong() -> None:
     # The slab is chosen to be the worst of the rows it is sought on: there its coverage is far too low.
     x, sets, _ = slab_data(400, bad=0.9)
     place, order = x[:100].t().contiguous().sort(dim=-1)
-    sought = _worst_windows(place, sets[:100, 0].double()[order], 10)[0]
+    sought = _worst_windows(place, sets[:100, 0].double()[order], torch.ones_like(place), 10)[0]
     assert sought.min().item() < 0.9 - tolerance
 
 

@@ -160,9 +160,17 @@ def everything() -> list[float]:
     loc = probs[:, 0]
     normal, y = Predictive.from_normal(loc, torch.ones_like(loc)), probs[:, 1] * 2
     values += [M.continuous_ranked_probability_score(normal, y).item(), M.pit(normal, y).sum().item()]
+    samples = Predictive.from_samples(torch.stack([probs - 0.1, probs, probs * 2]))
+    yes = Predictive.from_probs(loc)
+    of_kind: dict[str, tuple[Predictive, Tensor]] = {
+        "categorical": (pred, targets),
+        "binary": (yes, targets.clamp_max(1)),
+        "continuous": (normal, y),
+        "samples": (samples, probs.flip(-1)),
+    }
     weights = next(bootstrap_weights(50, 2, seed=0))
     for spec in EVALUATION_METRICS.values():
-        state = spec.scores(pred, targets) if "categorical" in spec.kinds else spec.scores(normal, y)
+        state = spec.scores(*next(of_kind[kind] for kind in spec.kinds))
         values += [state.value(), *state.resample(weights).tolist()]
     for metric in (
         metrics.Accuracy(),

@@ -11,6 +11,11 @@ from bayesguard.metrics.functional.classification import accuracy as accuracy
 from bayesguard.metrics.functional.classification import brier_decomposition as brier_decomposition
 from bayesguard.metrics.functional.classification import brier_score as brier_score
 from bayesguard.metrics.functional.classification import negative_log_likelihood as negative_log_likelihood
+from bayesguard.metrics.functional.decision import DecisionRegret as DecisionRegret
+from bayesguard.metrics.functional.decision import ThresholdCalibration as ThresholdCalibration
+from bayesguard.metrics.functional.decision import binary_calibration_error_at as binary_calibration_error_at
+from bayesguard.metrics.functional.decision import calibration_error_at as calibration_error_at
+from bayesguard.metrics.functional.decision import decision_regret as decision_regret
 from bayesguard.metrics.functional.decomposition import ScoreDecomposition as ScoreDecomposition
 from bayesguard.metrics.functional.decomposition import corp_brier_decomposition as corp_brier_decomposition
 from bayesguard.metrics.functional.decomposition import corp_log_score_decomposition as corp_log_score_decomposition

@@ -82,7 +82,7 @@ def _corp(
         kept = per_row > 0
         scores, outcomes, per_row = scores[kept], outcomes[kept], per_row[kept]
     base = weighted_mean(outcomes, per_row).expand_as(outcomes)
-    forecasts = (scores.double(), _isotonic(scores, outcomes, per_row), base)
+    forecasts = (scores.double(), isotonic(scores, outcomes, per_row), base)
     given, recalibrated, constant = (weighted_mean(score(p, outcomes), per_row) for p in forecasts)
     # The isotonic regression is the best of all monotone forecasts: what is below 0 here is rounding.
     return ScoreDecomposition(
@@ -90,7 +90,7 @@ def _corp(
     )
 
 
-def _isotonic(scores: Tensor, outcomes: Tensor, weights: Tensor | None) -> Tensor:
+def isotonic(scores: Tensor, outcomes: Tensor, weights: Tensor | None) -> Tensor:
     """Return the isotonic regression of outcomes on scores, for every row; equal scores get equal values."""
     values, group = scores.unique(return_inverse=True)
     mass = torch.ones_like(outcomes) if weights is None else weights
@@ -110,6 +110,41 @@ def _pool(totals: list[float], masses: list[float]) -> tuple[list[float], list[i
             total, mass, size = total + before[0], mass + before[1], size + before[2]
         blocks.append((total, mass, size))
     return [total / mass for total, mass, _ in blocks], [size for _, _, size in blocks]
+
+
+def weighted_corp_brier(scores: Tensor, outcomes: Tensor, weights: Tensor) -> ScoreDecomposition:
+    """Return the parts of `corp_brier_decomposition` for each row of weights `[R, M]`, each `[R]`."""
+    values, group = scores.unique(return_inverse=True)
+    rows, count = len(weights), len(values)
+    index = (group + torch.arange(rows, device=group.device).unsqueeze(-1) * count).flatten()
+    mass = group_sums(index, weights.flatten(), rows * count)
+    hits = group_sums(index, (weights * outcomes).flatten(), rows * count)
+    owner = torch.arange(rows, device=group.device).repeat_interleave(count)
+    kept = mass > 0
+    captured = _pooled_squares(hits[kept], mass[kept], owner[kept], rows)
+    total, right = weights.sum(-1), weights @ outcomes
+    base = right / total
+    # Of 0/1 outcomes, the squared error of a block's mean is its hits less their square over its mass.
+    missed = weights @ (scores.double() - outcomes).square() - (right - captured)
+    return ScoreDecomposition(
+        (missed / total).clamp_min(0), (captured / total - base.square()).clamp_min(0), uncertainty=base * (1 - base)
+    )
+
+
+def _pooled_squares(hits: Tensor, mass: Tensor, owner: Tensor, rows: int) -> Tensor:
+    """Return the sum over isotonic blocks of hits^2 / mass, for each of `rows` sequences laid end to end.
+
+    Adjacent violators of all sequences are pooled at once, in a few rounds. `_pool` takes one sequence, in linear time
+    however bad it is.
+    """
+    while True:
+        mean = hits / mass
+        starts = torch.nn.functional.pad((mean[1:] > mean[:-1]) | (owner[1:] != owner[:-1]), (1, 0), value=True)
+        if bool(starts.all()):
+            return group_sums(owner, hits * mean, rows)
+        block = starts.cumsum(0) - 1
+        owner = owner[starts]
+        hits, mass = (group_sums(block, values, len(owner)) for values in (hits, mass))
 
 
 def crps_decomposition(samples: object, targets: object, *, weights: object = None) -> ScoreDecomposition:

@@ -1,6 +1,6 @@
 """What every metric does with what it is handed: checked, flattened, summed in float64."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -168,6 +168,19 @@ def element_weights(weights: object, like: object, count: int, device: torch.dev
     if bool((values < 0).any()) or not bool((values > 0).any()):
         raise BadInput("weights must not be negative, and not all zero")
     return values.double().repeat_interleave(count // rows)
+
+
+def side_weights(
+    weights: Sequence[object] | None, sides: tuple[object, object], scores: tuple[Tensor, Tensor]
+) -> list[Tensor]:
+    """Return the weight of each row of in-distribution and of other scores, float64, from a pair of weights."""
+    if weights is None:
+        return [torch.ones_like(values) for values in scores]
+    if not isinstance(weights, (tuple, list)) or len(weights) != 2:
+        raise BadType(f"weights must be a pair, of in_scores and of out_scores, got {type(weights).__name__}")
+    device = scores[0].device
+    given = (element_weights(w, side, len(s), device) for w, side, s in zip(weights, sides, scores, strict=True))
+    return [torch.ones_like(s) if w is None else w for w, s in zip(given, scores, strict=True)]
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, bad_row, check_count, check_finite, check_level, check_shape
 from bayesguard.errors import BadInput, BadType
-from bayesguard.metrics.functional.binned import bin_index
 from bayesguard.metrics.functional.inputs import element_weights, group_sums, paired, weighted_mean
 from bayesguard.metrics.functional.regression import LEVELS
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive, SamplePredictive
@@ -81,6 +80,12 @@ def energy_score(samples: object, targets: object, *, estimator: Estimator = "fa
         >>> energy_score([[[0.0, 0.0]], [[3.0, 4.0]]], [[0.0, 0.0]], estimator="nrg").item()
         1.25
     """
+    scores = energy_scores(samples, targets, estimator)
+    return weighted_mean(scores, element_weights(weights, targets, len(scores), scores.device))
+
+
+def energy_scores(samples: object, targets: object, estimator: Estimator = "fair") -> Tensor:
+    """Return the energy score of every row `[N]`, float64."""
     if estimator not in ("fair", "nrg"):
         raise BadInput(f"estimator must be 'fair' or 'nrg', got {estimator!r}")
     values, truth = _vectors(samples, targets)
@@ -95,7 +100,7 @@ def energy_score(samples: object, targets: object, *, estimator: Estimator = "fa
         # The quick way, by matrix products, loses all digits of close samples far from 0.
         apart = torch.cdist(draws, draws, compute_mode="donot_use_mm_for_euclid_dist").sum((-2, -1))
         scores.append(near - apart / (2 * pairs))
-    return weighted_mean(torch.cat(scores), element_weights(weights, targets, rows, truth.device))
+    return torch.cat(scores)
 
 
 def variogram_score(
@@ -186,14 +191,19 @@ def weighted_interval_score(
         >>> round(weighted_interval_score([[0.0], [1.0], [3.0]], [4.0], levels=[0.1, 0.5, 0.9]).item(), 4)
         1.8667
     """
+    scores = weighted_interval_scores(quantiles, targets, levels)
+    return weighted_mean(scores, element_weights(weights, targets, len(scores), scores.device))
+
+
+def weighted_interval_scores(quantiles: object, targets: object, levels: Sequence[float] = LEVELS) -> Tensor:
+    """Return the weighted interval score of every element `[M]`, float64."""
     grid = _symmetric(levels)
     values, truth = _quantiles_of(quantiles, targets, levels)
     crossed = (values[1:] < values[:-1]).any(0)
     if bool(crossed.any()):
         raise BadInput(f"quantiles fall from one level to the next in element {bad_row(crossed)}; sort them first")
     level, over = grid.to(truth.device).unsqueeze(-1), truth - values
-    losses = 2 * torch.maximum(level * over, (level - 1) * over)
-    return weighted_mean(losses.mean(0), element_weights(weights, targets, len(truth), truth.device))
+    return 2 * torch.maximum(level * over, (level - 1) * over).mean(0)
 
 
 def _symmetric(levels: Sequence[float]) -> Tensor:
@@ -253,6 +263,14 @@ def expected_normalised_calibration_error(
         0.25
     """
     check_count(num_bins, "num_bins")
+    sigma, squares = spread_and_error(mean, scale, targets)
+    per_row = element_weights(weights, targets, len(sigma), sigma.device)
+    mass = torch.ones_like(sigma) if per_row is None else per_row
+    return weighted_ence(sigma, squares, mass.unsqueeze(0), num_bins)[0]
+
+
+def spread_and_error(mean: object, scale: object, targets: object) -> tuple[Tensor, Tensor]:
+    """Return predicted standard deviations and squared errors `[M]`, float64, after checking them."""
     predicted, truth = paired(mean, targets, "mean", "targets")
     sigma = paired(mean, scale, "mean", "scale")[1]
     if bool((sigma <= 0).any()):
@@ -260,13 +278,28 @@ def expected_normalised_calibration_error(
             f"scale has {sigma[sigma <= 0][0].item():g} in element {bad_row(sigma <= 0)}; "
             "a standard deviation is above 0"
         )
-    per_row = element_weights(weights, targets, len(sigma), sigma.device)
-    index = bin_index(sigma, num_bins, "mass", per_row)
-    mass = torch.ones_like(sigma) if per_row is None else per_row
-    parts = (mass, mass * sigma.square(), mass * (predicted - truth).square())
-    count, variance, square = (group_sums(index, values, num_bins) for values in parts)
-    filled = count > 0
-    return (1 - (square[filled] / variance[filled]).sqrt()).abs().mean()
+    return sigma, (predicted - truth).square()
+
+
+def weighted_ence(sigma: Tensor, squares: Tensor, weights: Tensor, num_bins: int = 15) -> Tensor:
+    """Return the ENCE for each row of weights `[R, M]`, which also move the edges of the bins."""
+    values, group = sigma.unique(return_inverse=True)
+    offset = torch.arange(len(weights), device=sigma.device).unsqueeze(-1)
+    sizes = _sums_by(group + offset * len(values), weights, len(values))
+    before = sizes.cumsum(-1) - sizes
+    # As `bin_index` cuts one row of weights by rank: what is equal goes where the first of it goes.
+    bins = (before * num_bins).div(weights.sum(-1, keepdim=True), rounding_mode="floor")
+    index = bins.nan_to_num().long().clamp_max(num_bins - 1)[:, group] + offset * num_bins
+    mass, variance, square = (
+        _sums_by(index, part, num_bins) for part in (weights, weights * sigma.square(), weights * squares)
+    )
+    filled = mass > 0
+    gaps = (1 - (square / variance.where(filled, 1.0)).sqrt()).abs().where(filled, 0.0)
+    return gaps.sum(-1) / filled.sum(-1)
+
+
+def _sums_by(index: Tensor, values: Tensor, groups: int) -> Tensor:
+    return group_sums(index.flatten(), values.flatten(), len(values) * groups).reshape(-1, groups)
 
 
 class UniformityTest(NamedTuple):
@@ -286,7 +319,8 @@ def pit_uniformity_test(pit: object) -> UniformityTest:
 
     The p-value is exact to 1e-12 for up to 500 values; above, it is that of Kolmogorov's limit at Vrbik's corrected
     statistic, within 5e-5. Values must be independent and continuous: for counts randomise, as `pit` does; those of S
-    samples lie on a grid, which looks uniform only while 1/S is far below 1/sqrt(M).
+    samples lie on a grid, which looks uniform only while 1/S is far below 1/sqrt(M). There are no weights: the law of the
+    statistic is that of independent values that count alike, which copies and weighted values are not.
 
     Args:
         pit: Probability integral transform of every target, any shape, in [0, 1]: what `pit(pred, targets)` returns.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bayesguard.checks import as_tensor, check_finite, check_level
-from bayesguard.errors import BadInput, BadType
-from bayesguard.metrics.functional.inputs import element_weights
+from bayesguard.errors import BadInput
+from bayesguard.metrics.functional.inputs import side_weights
 
 Positive = Literal["out", "in"]
 
@@ -114,7 +114,7 @@ def _above_thresholds(
         raise BadInput(f"positive must be 'out' or 'in', the side that is to be found, got {positive!r}")
     inside = _finite(in_scores, "in_scores")
     outside = _finite(out_scores, "out_scores").to(inside.device)
-    mass = torch.cat(_masses(weights, (in_scores, out_scores), (inside, outside)))
+    mass = torch.cat(side_weights(weights, (in_scores, out_scores), (inside, outside)))
     scores = torch.cat([inside, outside])
     is_out = torch.arange(len(scores), device=scores.device) >= len(inside)
     order = scores.argsort(descending=positive == "out", stable=True)
@@ -130,15 +130,3 @@ def _finite(scores: object, name: str) -> Tensor:
     if values.dim() == 0 or values.numel() == 0:
         raise BadInput(f"{name} has shape {tuple(values.shape)}; at least one row is needed on each side")
     return values.detach().double().flatten()
-
-
-def _masses(
-    weights: Sequence[object] | None, sides: tuple[object, object], scores: tuple[Tensor, Tensor]
-) -> list[Tensor]:
-    if weights is None:
-        return [torch.ones_like(values) for values in scores]
-    if not isinstance(weights, (tuple, list)) or len(weights) != 2:
-        raise BadType(f"weights must be a pair, of in_scores and of out_scores, got {type(weights).__name__}")
-    device = scores[0].device
-    given = (element_weights(w, side, len(s), device) for w, side, s in zip(weights, sides, scores, strict=True))
-    return [torch.ones_like(s) if w is None else w for w, s in zip(given, scores, strict=True)]

@@ -83,10 +83,15 @@ def interval_score(lower: object, upper: object, targets: object, alpha: float, 
         >>> interval_score([0.0], [1.0], [1.5], alpha=0.1).item()
         11.0
     """
+    return _mean(interval_scores(lower, upper, targets, alpha), targets, weights)
+
+
+def interval_scores(lower: object, upper: object, targets: object, alpha: float) -> Tensor:
+    """Return the interval score of every element `[M]`, float64."""
     check_level(alpha, "alpha")
     low, high, truth = _bounded(lower, upper, targets)
     missed = (low - truth).clamp_min(0) + (truth - high).clamp_min(0)
-    return _mean(high - low + 2 / alpha * missed, targets, weights)
+    return high - low + 2 / alpha * missed
 
 
 def pit(pred: Predictive, targets: object, *, seed: int = 0) -> Tensor:

@@ -1,5 +1,6 @@
 """How well confidence ranks: risk against coverage, and the area under the ROC curve."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, bad_row, check_finite
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import answered, element_weights, paired
+from bayesguard.metrics.functional.inputs import answered, element_weights, paired, side_weights
 
 
 class RiskCoverage(NamedTuple):
@@ -17,35 +18,52 @@ class RiskCoverage(NamedTuple):
     risk: Tensor
 
 
-def risk_coverage(confidence: object, errors: object) -> RiskCoverage:
+def risk_coverage(confidence: object, errors: object, *, weights: object = None) -> RiskCoverage:
     """Return the risk-coverage curve: the k most confident rows are kept, k = 1..M; ties share their errors evenly.
 
     Args:
         confidence: `[M]`, larger is surer.
         errors: Loss of each row `[M]`: 0/1 for right and wrong, or any loss of at least 0.
+        weights: How often each row counts, `[M]`; once if None. The curve then has a point for each row with weight,
+            where all of that row is kept; of equally sure rows, the lightest is kept first.
 
     Raises:
-        BadInput: No rows, shapes that differ, NaN or infinity (with the row), negative losses.
+        BadInput: No rows, shapes that differ, NaN or infinity (with the row), negative losses or weights.
 
     Examples:
         >>> risk_coverage([0.9, 0.8], [0.0, 1.0]).risk
         tensor([0.0000, 0.5000], dtype=torch.float64)
     """
-    sure, losses = _losses(confidence, errors)
+    sure, losses, mass = _weighted_losses(confidence, errors, weights)
+    if weights is not None:
+        # By weight first: where rows tie, the points must not depend on the order of the rows.
+        order = mass.argsort(stable=True)[int((mass == 0).sum()) :]
+        sure, losses, mass = sure[order], losses[order], mass[order]
     order = sure.argsort(descending=True, stable=True)
-    ordered, totals = sure[order], _from_zero(losses[order].cumsum(-1))
-    kept = torch.arange(1, len(order) + 1, dtype=torch.float64, device=order.device)
+    ordered, kept, totals = (
+        sure[order],
+        _from_zero(mass[order].cumsum(-1)),
+        _from_zero((mass * losses)[order].cumsum(-1)),
+    )
+    coverage = kept[1:] / kept[-1]
     if not bool((ordered[1:] == ordered[:-1]).any()):
-        return RiskCoverage(kept / len(order), totals[1:] / kept)
+        return RiskCoverage(coverage, totals[1:] / kept[1:])
     starts, ends = _ties(ordered)
-    within = (kept - starts) / (ends + 1 - starts) * (totals[ends + 1] - totals[starts])
-    return RiskCoverage(kept / len(order), (totals[starts] + within) / kept)
+    share = (kept[1:] - kept[starts]) / (kept[ends + 1] - kept[starts])
+    within = share * (totals[ends + 1] - totals[starts])
+    return RiskCoverage(coverage, (totals[starts] + within) / kept[1:])
 
 
-def area_under_risk_coverage(confidence: object, errors: object) -> Tensor:
+def area_under_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
     """Return the mean risk over all coverages (AURC); lower is better.
 
     Ties are averaged: it is the mean over all orders of equally confident rows.
+
+    Args:
+        confidence: `[M]`, larger is surer.
+        errors: Loss of each row `[M]`: 0/1 for right and wrong, or any loss of at least 0.
+        weights: How often each row counts, `[M]`; once if None. They are counts: doubling all of them moves the area,
+            as repeating all rows does.
 
     References:
         Y. Geifman, G. Uziel, R. El-Yaniv (2019). Bias-reduced uncertainty estimation for deep neural classifiers. ICLR.
@@ -54,7 +72,10 @@ def area_under_risk_coverage(confidence: object, errors: object) -> Tensor:
         >>> area_under_risk_coverage([0.9, 0.8], [0.0, 1.0]).item()
         0.25
     """
-    return risk_coverage(confidence, errors).risk.mean()
+    if weights is None:
+        return risk_coverage(confidence, errors).risk.mean()
+    sure, losses, mass = _weighted_losses(confidence, errors, weights)
+    return weighted_aurc(sure, losses, mass.unsqueeze(0))[0]
 
 
 def excess_area_under_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
@@ -85,8 +106,7 @@ def excess_area_under_risk_coverage(confidence: object, errors: object, *, weigh
         0.5
     """
     sure, losses, mass = _weighted_losses(confidence, errors, weights)
-    area, best = (weighted_aurc(ranking, losses, mass.unsqueeze(0))[0] for ranking in (sure, -losses))
-    return (area - best).clamp_min(0)  # no order is better than the best: what is below 0 is rounding
+    return weighted_excess_aurc(sure, losses, mass.unsqueeze(0))[0]
 
 
 def area_under_generalised_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
@@ -119,18 +139,19 @@ def area_under_generalised_risk_coverage(confidence: object, errors: object, *, 
         0.125
     """
     sure, losses, mass = _weighted_losses(confidence, errors, weights)
-    order = sure.argsort(stable=True)
-    starts, ends = _ties(sure[order])
-    below = _from_zero(mass[order].cumsum(-1))
-    less_sure = (below[starts] + below[ends + 1]) / 2
-    return (mass[order] * losses[order] * less_sure).sum() / below[-1].square()
+    return weighted_augrc(sure, losses, mass.unsqueeze(0))[0]
 
 
-def area_under_roc(scores: object, positives: object) -> Tensor:
+def area_under_roc(scores: object, positives: object, *, weights: object = None) -> Tensor:
     """Return the probability that a positive has a larger score than a negative; ties count half.
 
+    Args:
+        scores: `[M]`.
+        positives: 1 for positives, 0 for negatives, `[M]`.
+        weights: How often each row counts, `[M]`; once if None.
+
     Raises:
-        BadInput: Only positives or only negatives: there is nothing to rank.
+        BadInput: Only positives or only negatives (among the rows with weight): there is nothing to rank.
 
     References:
         J. Hanley, B. McNeil (1982). The meaning and use of the area under a ROC curve. Radiology.
@@ -143,17 +164,23 @@ def area_under_roc(scores: object, positives: object) -> Tensor:
     bad = (labels != 0) & (labels != 1)
     if bad.any():
         raise BadInput(f"positives has {labels[bad][0].item():g} in row {bad_row(bad)}; allowed are 0 and 1")
-    if labels.min() == labels.max():
-        raise BadInput(f"positives are all {int(labels[0])}; the area needs both kinds of rows")
-    return weighted_roc(values, labels, values.new_ones(1, len(values)))[0]
+    return _roc(values, labels, element_weights(weights, positives, len(values), values.device))
 
 
-def error_auroc(probs: object, targets: object) -> Tensor:
+def _roc(values: Tensor, labels: Tensor, mass: Tensor | None) -> Tensor:
+    kinds = labels if mass is None else labels[mass > 0]
+    if kinds.min() == kinds.max():
+        raise BadInput(f"positives are all {int(kinds[0])}; the area needs both kinds of rows")
+    return weighted_roc(values, labels, (torch.ones_like(values) if mass is None else mass).unsqueeze(0))[0]
+
+
+def error_auroc(probs: object, targets: object, *, weights: object = None) -> Tensor:
     """Return the probability that a wrong answer is less confident than a right one; ties count half.
 
     Args:
         probs: `[N, ..., K]`.
         targets: Class labels `[N, ...]`.
+        weights: How often each row counts, `[N]`; once if None.
 
     Raises:
         BadInput: All answers are right, or all wrong: there is nothing to rank.
@@ -166,18 +193,19 @@ def error_auroc(probs: object, targets: object) -> Tensor:
         1.0
     """
     confidence, right = answered(probs, targets)
-    return area_under_roc(-confidence, 1 - right)
+    return _roc(-confidence.double(), 1 - right, element_weights(weights, targets, len(right), right.device))
 
 
-def ood_auroc(in_scores: object, out_scores: object) -> Tensor:
+def ood_auroc(in_scores: object, out_scores: object, *, weights: Sequence[object] | None = None) -> Tensor:
     """Return how well scores tell out-of-distribution rows (larger) from in-distribution ones; ties count half.
 
     Args:
         in_scores: `[N]`, of in-distribution rows.
         out_scores: `[M]`, of the others.
+        weights: How often each row counts: a pair `([N], [M])`, either of which may be None for once.
 
     Raises:
-        BadInput: No rows on one side, NaN or infinity (with the row).
+        BadInput: No rows on one side, NaN or infinity (with the row), weights without meaning.
 
     Examples:
         >>> ood_auroc([0.1, 0.2], [0.3, 0.2]).item()
@@ -188,8 +216,11 @@ def ood_auroc(in_scores: object, out_scores: object) -> Tensor:
     check_finite(outside, "out_scores")
     if not (len(inside) and len(outside)):
         raise BadInput("in_scores and out_scores need at least one row each")
-    scores = torch.cat([inside.double(), outside.double().to(inside.device)])
-    return area_under_roc(scores, torch.arange(len(scores), device=scores.device) >= len(inside))
+    parts = inside.double(), outside.double().to(inside.device)
+    mass = torch.cat(side_weights(weights, (in_scores, out_scores), parts))
+    scores = torch.cat(parts)
+    is_out = torch.arange(len(scores), device=scores.device) >= len(inside)
+    return _roc(scores, is_out.double(), mass)
 
 
 def weighted_roc(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -220,18 +251,29 @@ def weighted_aurc(confidence: Tensor, errors: Tensor, weights: Tensor) -> Tensor
     return (lost + (total[:, :-1] - rate * mass[:, :-1]) * harmonic).sum(-1) / mass[:, -1]
 
 
-def _losses(confidence: object, errors: object) -> tuple[Tensor, Tensor]:
+def weighted_augrc(confidence: Tensor, errors: Tensor, weights: Tensor) -> Tensor:
+    """Return the area under the generalised risk for each row of weights `[R, M]`."""
+    order = confidence.argsort(stable=True)
+    starts, ends = _ties(confidence[order])
+    weights = weights[:, order]
+    below = _from_zero(weights.cumsum(-1))
+    less_sure = (below[:, starts] + below[:, ends + 1]) / 2
+    return (weights * errors[order] * less_sure).sum(-1) / below[:, -1].square()
+
+
+def weighted_excess_aurc(confidence: Tensor, errors: Tensor, weights: Tensor) -> Tensor:
+    """Return by how much `weighted_aurc` is above that of the best order, for each row of counts `[R, M]`."""
+    excess = weighted_aurc(confidence, errors, weights) - weighted_aurc(-errors, errors, weights)
+    return excess.clamp_min(0)  # no order is better than the best: what is below 0 is rounding
+
+
+def _weighted_losses(confidence: object, errors: object, weights: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Return confidence, losses and weights `[M]`, float64."""
     sure, losses = paired(confidence, errors, "confidence", "errors")
     if bool((losses < 0).any()):
         raise BadInput(
             f"errors is negative in row {bad_row(losses < 0)}; a loss is at least 0 (0/1 for right and wrong)"
         )
-    return sure, losses
-
-
-def _weighted_losses(confidence: object, errors: object, weights: object) -> tuple[Tensor, Tensor, Tensor]:
-    """Return confidence, losses and weights `[M]`, float64."""
-    sure, losses = _losses(confidence, errors)
     mass = element_weights(weights, errors, len(losses), losses.device)
     return sure, losses, torch.ones_like(losses) if mass is None else mass
 

@@ -1,6 +1,5 @@
 """Sets of classes that should hold the label: how often they do, overall, in strata, and where it is worst."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -37,7 +36,7 @@ def set_coverage(sets: object, labels: object, *, weights: object = None) -> Ten
         >>> set_coverage([[True, False], [True, True]], [1, 1]).item()
         0.5
     """
-    _, covered = _covered(sets, labels)
+    _, covered = covered_labels(sets, labels)
     return weighted_mean(covered, element_weights(weights, labels, len(covered), covered.device))
 
 
@@ -99,7 +98,7 @@ def size_stratified_coverage(
     whole = [check_count(size, "sizes", minimum=0) for size in sizes]
     if any(high <= low for low, high in pairwise(whole)):
         raise BadInput(f"sizes must rise, got {list(sizes)}")
-    values, covered = _covered(sets, labels)
+    values, covered = covered_labels(sets, labels)
     ends = torch.tensor([size for size in whole if size < values.shape[-1]], dtype=torch.long, device=values.device)
     index = torch.searchsorted(ends, values.sum(-1).flatten())
     return _stratified(
@@ -123,7 +122,7 @@ def class_conditional_coverage(
         ([1.0, nan, nan], 0.1, 2)
     """
     check_level(alpha, "alpha")
-    values, covered = _covered(sets, labels)
+    values, covered = covered_labels(sets, labels)
     index = as_tensor(labels, "labels").to(values.device).long().flatten()
     per_row = element_weights(weights, labels, len(covered), values.device)
     return _stratified(index, covered, values.shape[-1], alpha, per_row)
@@ -166,6 +165,7 @@ def worst_slab_coverage(
     num_directions: int = 1000,
     held_out: float = 0.75,
     seed: int = 0,
+    weights: object = None,
 ) -> SlabCoverage:
     """Return the coverage in the slab of feature space where it is worst; the closer to the overall one the better.
 
@@ -182,6 +182,8 @@ def worst_slab_coverage(
         num_directions: Directions tried.
         held_out: Share of the rows held out.
         seed: Of the split and of the directions.
+        weights: How often each row counts, `[N]`; once if None. Rows are split by number, and each goes to one side with
+            all its weight; copies of a row could go to both. On either side a weight counts as that many rows.
 
     Raises:
         BadInput: Too few rows for the split, no held-out row in the slab, NaN or infinity (with the row), shapes that
@@ -204,28 +206,31 @@ def worst_slab_coverage(
     check_level(held_out, "held_out")
     check_count(num_directions, "num_directions")
     generator = stream("cpu", check_count(seed, "seed", minimum=0), "worst slab")
-    rows, covered = _placed(features, sets, labels)
+    rows, covered, mass = _placed(features, sets, labels, weights)
     order = torch.randperm(len(rows), generator=generator, device="cpu").to(rows.device)
     test, fit = order.tensor_split([round(held_out * len(rows))])
     if not (len(test) and len(fit)):
         raise BadInput(f"features has {len(rows)} rows; held_out={held_out} leaves none on one side of the split")
     directions = torch.randn(num_directions, rows.shape[-1], generator=generator, dtype=torch.float64, device="cpu")
     directions = directions / torch.linalg.vector_norm(directions, dim=-1, keepdim=True)
-    direction, lower, upper = _worst_slab(directions.to(rows.device), rows[fit], covered[fit], delta)
+    direction, lower, upper = _worst_slab(directions.to(rows.device), rows[fit], covered[fit], mass[fit], delta)
     place = _projected(direction.unsqueeze(0), rows[test])[0]
     inside = (lower <= place) & (place <= upper)
     if not bool(inside.any()):
         raise BadInput(f"none of the {len(test)} rows held out lies in the slab; pass more rows, or a larger delta")
-    return SlabCoverage(covered[test][inside].mean(), inside.double().mean(), direction, lower, upper)
+    share = weighted_mean(inside.double(), mass[test])
+    return SlabCoverage(weighted_mean(covered[test], mass[test] * inside), share, direction, lower, upper)
 
 
-def _worst_slab(directions: Tensor, rows: Tensor, covered: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
+def _worst_slab(
+    directions: Tensor, rows: Tensor, covered: Tensor, mass: Tensor, delta: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the direction, lower and upper end of the slab that covers least."""
-    least = max(1, math.ceil(delta * len(rows) - 1e-9))  # 0.1 * 30 is above 3
+    least = delta * mass.sum().item() * (1 - 1e-12)  # 0.1 * 30 is above 3
     found = []
-    for part in slices(len(directions), 4 * len(rows)):
+    for part in slices(len(directions), 6 * len(rows)):
         place, order = _projected(directions[part], rows).sort(dim=-1, stable=True)
-        rate, start, end = _worst_windows(place, covered[order], least)
+        rate, start, end = _worst_windows(place, covered[order], mass[order], least)
         lower, upper = place.gather(-1, start.unsqueeze(-1)), place.gather(-1, end.unsqueeze(-1) - 1)
         found.append((rate, lower.squeeze(-1), upper.squeeze(-1)))
     rate, lower, upper = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -233,29 +238,28 @@ def _worst_slab(directions: Tensor, rows: Tensor, covered: Tensor, delta: float)
     return directions[best], lower[best], upper[best]
 
 
-def _worst_windows(place: Tensor, covered: Tensor, least: int) -> tuple[Tensor, Tensor, Tensor]:
+def _worst_windows(place: Tensor, covered: Tensor, mass: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each row of sorted places `[R, M]` the rate, start and end of the window that covers least.
 
-    Of all windows of at least `least` rows that split no equal places, by Dinkelbach's method: a window covers less than
-    the best rate so far just if its sum of (covered - rate) is negative, and the window of the smallest such sum is
+    Of all windows of at least the mass `least` that split no equal places, by Dinkelbach's method: a window covers less
+    than the best rate so far just if its sum of (covered - rate) is negative, and the window of the smallest such sum is
     found in one pass. The rates fall until none is better.
     """
-    count = place.shape[-1]
-    hits = torch.nn.functional.pad(covered.cumsum(-1), (1, 0))
+    hits = torch.nn.functional.pad((covered * mass).cumsum(-1), (1, 0))
+    total = torch.nn.functional.pad(mass.cumsum(-1), (1, 0))
     cut = torch.nn.functional.pad(place[:, 1:] != place[:, :-1], (1, 1), value=True)
-    rows = torch.arange(count + 1, dtype=torch.float64, device=place.device)
-    start, end = (
-        torch.zeros_like(place[:, :1], dtype=torch.long),
-        torch.full_like(place[:, :1], count, dtype=torch.long),
-    )
-    rate = hits[:, -1:] / count
+    # The last place where a window can start that has the mass by its end.
+    latest = torch.searchsorted(total, total - least, right=True) - 1
+    can_end = cut & (latest >= 0)
+    latest = latest.clamp_min(0)
+    start, end = torch.zeros_like(latest[:, :1]), torch.full_like(latest[:, :1], place.shape[-1])
+    rate = hits[:, -1:] / total[:, -1:]
     while True:
-        excess = hits - rate * rows
+        excess = hits - rate * total
         before, at = excess.where(cut, -torch.inf).cummax(-1)
-        sums = (excess[:, least:] - before[:, : count + 1 - least]).where(cut[:, least:], torch.inf)
-        last = sums.argmin(-1, keepdim=True)
-        first, last = at.gather(-1, last), last + least
-        found = (hits.gather(-1, last) - hits.gather(-1, first)) / (last - first)
+        last = (excess - before.gather(-1, latest)).where(can_end, torch.inf).argmin(-1, keepdim=True)
+        first = at.gather(-1, latest.gather(-1, last))
+        found = (hits.gather(-1, last) - hits.gather(-1, first)) / (total.gather(-1, last) - total.gather(-1, first))
         better = found < rate
         if not bool(better.any()):
             return rate.squeeze(-1), start.squeeze(-1), end.squeeze(-1)
@@ -280,18 +284,23 @@ def _checked(sets: object) -> Tensor:
     return values
 
 
-def _covered(sets: object, labels: object) -> tuple[Tensor, Tensor]:
-    """Return the sets and whether each holds its label, flat float64."""
+def covered_labels(sets: object, labels: object) -> tuple[Tensor, Tensor]:
+    """Return the sets, and whether each holds its label, flat float64."""
     values = _checked(sets)
     truth = check_labels(as_tensor(labels, "labels").to(values.device), values.shape[:-1], values.shape[-1], "labels")
     return values, values.gather(-1, truth.unsqueeze(-1)).double().flatten()
 
 
-def _placed(features: object, sets: object, labels: object) -> tuple[Tensor, Tensor]:
-    values, covered = _covered(sets, labels)
+def _placed(features: object, sets: object, labels: object, weights: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Return features `[M, D]`, whether each set holds its label, and the weights, of the rows that have weight."""
+    values, covered = covered_labels(sets, labels)
     rows = as_tensor(features, "features").to(values.device)
     if rows.dim() != 2 or rows.numel() == 0:
         raise BadInput(f"features has shape {tuple(rows.shape)}; [N, D] with at least one row is needed")
     check_shape(values[..., 0], rows.shape[:1], "sets without its last axis")
     check_finite(rows, "features")
-    return rows.detach().double(), covered
+    mass = element_weights(weights, labels, len(covered), covered.device)
+    if mass is None:
+        return rows.detach().double(), covered, torch.ones_like(covered)
+    kept = mass > 0
+    return rows.detach().double()[kept], covered[kept], mass[kept]
