@@ -1,6 +1,7 @@
 """Calibrators: maps fitted on held-out predictions that make a predictive honest."""
 
 from bayesguard.calibration.base import Calibrator as Calibrator
+from bayesguard.calibration.bbq import BBQ as BBQ
 from bayesguard.calibration.binary import BetaCalibration as BetaCalibration
 from bayesguard.calibration.binary import PlattScaling as PlattScaling
 from bayesguard.calibration.binning import HistogramBinning as HistogramBinning
