@@ -21,3 +21,4 @@ from bayesguard.calibration.scaling import TemperatureScaling as TemperatureScal
 from bayesguard.calibration.selective import SelectiveClassifier as SelectiveClassifier
 from bayesguard.calibration.selective import risk_controlled_threshold as risk_controlled_threshold
 from bayesguard.calibration.shift_aware import ShiftAwareScaling as ShiftAwareScaling
+from bayesguard.calibration.spline import SplineCalibration as SplineCalibration
