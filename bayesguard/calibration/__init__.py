@@ -13,6 +13,7 @@ from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrectio
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
 from bayesguard.calibration.linear import MatrixScaling as MatrixScaling
 from bayesguard.calibration.linear import VectorScaling as VectorScaling
+from bayesguard.calibration.multicalibration import Multicalibration as Multicalibration
 from bayesguard.calibration.online import AdaptiveConformal as AdaptiveConformal
 from bayesguard.calibration.ranks import conformal_quantile as conformal_quantile
 from bayesguard.calibration.regression import CDFCalibration as CDFCalibration
