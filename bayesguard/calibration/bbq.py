@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.binning import equal_mass_edges
+from bayesguard.calibration.binning import edges_between
 from bayesguard.calibration.class_maps import ClassMaps, step_values
 
 _PRIOR_EXAMPLES = 2.0  # N' of the paper, spread over the bins of a binning
@@ -63,10 +63,14 @@ class BBQ(ClassMaps):
         root = len(scores) ** (1 / 3)
         most = min(math.ceil(_RANGE * root), _MOST_BINS)
         least = min(max(math.floor(root / _RANGE), 1), most)
-        binnings = {
-            tuple(edges.tolist()): edges for edges in (equal_mass_edges(scores, b) for b in range(least, most + 1))
-        }
-        rates, evidence = zip(*(binned(edges, scores, hits) for edges in binnings.values()), strict=True)
+        distinct, counts = scores.unique(return_counts=True)
+        binnings: dict[tuple[float, ...], Tensor] = {}
+        for bins in range(least, most + 1):
+            edges = edges_between(distinct, counts, bins)
+            binnings.setdefault(tuple(edges.tolist()), edges)
+        ordered, order = scores.sort()
+        hits_below = torch.cat([scores.new_zeros(1), hits[order].to(scores).cumsum(0)])
+        rates, evidence = zip(*(binned(edges, ordered, hits_below) for edges in binnings.values()), strict=True)
         weights = torch.stack(evidence).softmax(0)
         points = torch.cat(list(binnings.values())).unique()
         # One step between two neighbouring edges of any binning; infinity stands for all above the last.
@@ -81,22 +85,22 @@ class BBQ(ClassMaps):
         return step_values(self.points, self.values, scores)
 
 
-def binned(edges: Tensor, scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
+def binned(edges: Tensor, ordered: Tensor, hits_below: Tensor) -> tuple[Tensor, Tensor]:
     """Return the posterior mean rate of each bin `[B]`, and the log marginal likelihood (nats) of the binning.
 
     Args:
         edges: Between the bins, `[B - 1]`, rising, each closing the bin below it.
-        scores: Probabilities, float64 `[M]`.
-        hits: Whether they came true, `[M]`.
+        ordered: Rising probabilities, float64 `[M]`.
+        hits_below: How many of the first 0, 1, ... M came true, `[M + 1]`.
     """
-    place, bins = torch.searchsorted(edges, scores), len(edges) + 1
-    ends = torch.cat([scores.new_zeros(1), edges, scores.new_ones(1)])
+    count, bins = len(ordered), len(edges) + 1
+    inner = torch.searchsorted(ordered, edges, right=True)
+    ranks = torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), count)])
+    ends = torch.cat([edges.new_zeros(1), edges, edges.new_ones(1)])
     middle = ((ends[1:] + ends[:-1]) / 2).clamp(1e-12, 1 - 1e-12)
-    prior = _PRIOR_EXAMPLES / bins
-    true, false = prior * middle, prior * (1 - middle)
-    hit = hits.to(scores)
-    more_true = true + scores.new_zeros(bins).index_add_(0, place, hit)
-    more_false = false + scores.new_zeros(bins).index_add_(0, place, 1 - hit)
+    true, false = _PRIOR_EXAMPLES / bins * middle, _PRIOR_EXAMPLES / bins * (1 - middle)
+    hit = hits_below[ranks].diff()
+    more_true, more_false = true + hit, false + (ranks.diff() - hit)
     evidence = (_log_beta(more_true, more_false) - _log_beta(true, false)).sum()
     return more_true / (more_true + more_false), evidence
 

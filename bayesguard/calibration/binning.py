@@ -63,7 +63,7 @@ class HistogramBinning(ClassMaps):
 
     def _fit_map(self, scores: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
         if self.binning == "mass":
-            edges = equal_mass_edges(scores, self.num_bins)
+            edges = _equal_mass_edges(scores, self.num_bins)
         else:
             edges = torch.arange(1, self.num_bins, dtype=scores.dtype, device=scores.device) / self.num_bins
         place = torch.searchsorted(edges, scores)
@@ -142,11 +142,14 @@ class IsotonicCalibration(ClassMaps):
         return torch.lerp(values.gather(1, place), values.gather(1, place + 1), share).T
 
 
-def equal_mass_edges(scores: Tensor, num_bins: int) -> Tensor:
-    """Edges between bins of about equally many scores; equal scores all go where the middle of them goes."""
-    distinct, counts = scores.unique(return_counts=True)
-    middle_rank = counts.cumsum(0) - counts.to(scores) / 2
-    bins = (middle_rank * num_bins / len(scores)).floor()
+def _equal_mass_edges(scores: Tensor, num_bins: int) -> Tensor:
+    return edges_between(*scores.unique(return_counts=True), num_bins)
+
+
+def edges_between(distinct: Tensor, counts: Tensor, num_bins: int) -> Tensor:
+    """Edges of bins of about equally many scores, rising with their counts; equal ones go where the middle one goes."""
+    middle_rank = counts.cumsum(0) - counts.to(distinct) / 2
+    bins = (middle_rank * num_bins / counts.sum()).floor()
     last = bins[1:] != bins[:-1]
     below, above = distinct[:-1][last], distinct[1:][last]
     middle = below + (above - below) / 2

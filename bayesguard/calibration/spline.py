@@ -17,7 +17,7 @@ from bayesguard.predictive.numerics import in_slices, wide
 _PENALTIES = (1e2, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # the first leaves a line
 _MOST_ODDS = 36.0  # log-odds at which float64 cannot tell a probability from 1
 _STEPS = 100
-_TOLERANCE = 1e-9  # of the step in log-odds
+_TOLERANCE = 1e-9  # nats that a last step is worth: the one after it would be worth about their square
 _ROUNDING = 1e-14  # of the loss, in nats
 
 
@@ -241,7 +241,7 @@ def penalised_fit(design: Tensor, hits: Tensor, root: Tensor, knots: Tensor, sta
         else:
             break
         values, (nll, loss, probs) = moved, after
-        if float(step.abs().max()) < _TOLERANCE:
+        if float(slope @ step) < _TOLERANCE:
             break
     parameters = torch.linalg.solve(curve + ridge, curve).trace()
     return values, nll + float(parameters) / count

@@ -28,7 +28,7 @@ def answers(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_marginal_likelihood_is_the_integral_of_the_likelihood_over_the_prior() -> None:
     edges = torch.tensor([0.2, 0.58], dtype=torch.float64)
-    rates, evidence = binned(edges, SCORES, HITS)
+    rates, evidence = binned(edges, SCORES, torch.cat([torch.zeros(1), HITS.cumsum(0)]).double())
     wanted = 0.0
     for b, (low, high, true, false) in enumerate([(0.0, 0.2, 1, 1), (0.2, 0.58, 1, 1), (0.58, 1.0, 2, 1)]):
         a, c = 2 / 3 * (low + high) / 2, 2 / 3 * (1 - (low + high) / 2)
