@@ -143,7 +143,8 @@ class IsotonicCalibration(ClassMaps):
 
 
 def _equal_mass_edges(scores: Tensor, num_bins: int) -> Tensor:
-    return edges_between(*scores.unique(return_counts=True), num_bins)
+    distinct, counts = scores.unique(return_counts=True)
+    return edges_between(distinct, counts, num_bins)
 
 
 def edges_between(distinct: Tensor, counts: Tensor, num_bins: int) -> Tensor:

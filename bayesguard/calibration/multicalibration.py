@@ -26,7 +26,7 @@ _MOST_STEP = 20.0  # log-odds
 class Cells(NamedTuple):
     """Sums over the examples of every cell `[K, B + 1, G]`: class, bin of its probability (the last: all), group."""
 
-    count: Tensor
+    size: Tensor
     residual: Tensor
     variance: Tensor
 
@@ -203,11 +203,11 @@ class Multicalibration(Calibrator):
             if open_cells is None:
                 sums = cells(log_probs[proposing], labels[proposing], members[proposing], self.num_bins)
                 chance = sums.residual.abs() / sums.variance.sqrt()
-                mean = sums.residual.abs() / sums.count.clamp_min(1)
-                open_cells = chance.where((sums.count >= self.min_cell) & (mean > self.tolerance), 0.0)
+                mean = sums.residual.abs() / sums.size.clamp_min(1)
+                open_cells = chance.where((sums.size >= self.min_cell) & (mean > self.tolerance), 0.0)
                 if refused is None:
                     refused = torch.zeros_like(open_cells, dtype=torch.bool)
-                    price = math.log(max(int((sums.count >= self.min_cell).sum()), 1) / _NEEDLESS)
+                    price = math.log(max(int((sums.size >= self.min_cell).sum()), 1) / _NEEDLESS)
             assert refused is not None
             open_cells = open_cells.masked_fill(refused, 0.0)
             worst = int(open_cells.argmax())

@@ -78,7 +78,7 @@ def test_cells_are_sums_over_loops() -> None:
                     i for i in range(60) if members[i, g] and (b == 4 or b / 4 < float(probs[i, k]) <= (b + 1) / 4)
                 ]
                 residual = sum(float(labels[i] == k) - float(probs[i, k]) for i in inside)
-                assert float(found.count[k, b, g]) == len(inside)
+                assert float(found.size[k, b, g]) == len(inside)
                 assert float(found.residual[k, b, g]) == pytest.approx(residual, abs=1e-12)
                 variance = sum(float(probs[i, k] * (1 - probs[i, k])) for i in inside)
                 assert float(found.variance[k, b, g]) == pytest.approx(variance, abs=1e-12)

@@ -27,7 +27,7 @@ def test_every_number_of_every_group_by_itself() -> None:
         rows = [i for i in range(400) if groups[i, g]]
         right = [bool(probs[i].argmax() == labels[i]) for i in rows]
         sure = np.mean([float(probs[i].max()) for i in rows])
-        assert int(found.count[g]) == len(rows)
+        assert int(found.rows[g]) == len(rows)
         assert float(found.accuracy[g]) == pytest.approx(np.mean(right))
         assert float(found.confidence[g]) == pytest.approx(sure)
         assert float(found.gap[g]) == pytest.approx(np.mean(right) - sure)
@@ -87,7 +87,7 @@ def test_sure_and_empty_groups() -> None:
     probs = torch.tensor([[1.0, 0.0]]).repeat(10, 1)
     groups = torch.stack([torch.arange(10) < 5, torch.zeros(10).bool()], -1)
     found = group_calibration(probs, torch.zeros(10).long(), groups)
-    assert found.count.tolist() == [5, 0]
+    assert found.rows.tolist() == [5, 0]
     assert float(found.upper[0]) == 0
     assert float(found.lower[0]) == pytest.approx(0.025 ** (1 / 5) - 1)  # all of five right: only one group has rows
     assert found.gap[1].isnan()

@@ -17,7 +17,7 @@ class GroupCalibration(NamedTuple):
 
     Attributes:
         group: Label of each group, or its column, int64.
-        count: Rows, int64.
+        rows: How many it has, int64.
         accuracy: Share of rows whose most probable class is right.
         confidence: Mean probability of the most probable class.
         gap: `accuracy - confidence`; below zero, the group is told more than is true.
@@ -30,7 +30,7 @@ class GroupCalibration(NamedTuple):
     """
 
     group: Tensor
-    count: Tensor
+    rows: Tensor
     accuracy: Tensor
     confidence: Tensor
     gap: Tensor
@@ -117,7 +117,7 @@ def group_calibration(
 class Gaps(NamedTuple):
     """What `GroupCalibration` says about gaps."""
 
-    count: Tensor
+    rows: Tensor
     accuracy: Tensor
     confidence: Tensor
     gap: Tensor
@@ -177,7 +177,8 @@ def _error(
     sums = torch.cat([place, place * confidence.unsqueeze(-1), place * right.unsqueeze(-1)], 1)
 
     def error(row: Tensor) -> Tensor:
-        return calibration_error(*row.split(num_bins), norm="l2", debiased=True)
+        count, score, hits = row.split(num_bins)
+        return calibration_error(count, score, hits, "l2", debiased=True)
 
     found = float(error(sums.sum(0)))
     chunks = bootstrap_weights(len(right), num_resamples, seed)
