@@ -46,6 +46,7 @@ class HistogramBinning(ClassMaps):
         Zadrozny and Elkan, 2001, ICML; Guo, Pleiss, Sun, Weinberger, 2017, ICML, sections 4.1 and 4.2.
 
     Examples:
+        >>> from bayesguard.predictive import Predictive
         >>> pred = Predictive.from_probs([0.8, 0.8, 0.8, 0.8, 0.3, 0.3])
         >>> binning = HistogramBinning(num_bins=2).fit(pred, torch.tensor([1, 1, 0, 0, 0, 1]))
         >>> binning(Predictive.from_probs([0.9, 0.1])).probs  # (2 + 0.8) / 5 and (1 + 0.3) / 3, mixed with 1/2
@@ -117,6 +118,7 @@ class IsotonicCalibration(ClassMaps):
         Zadrozny and Elkan, 2002, KDD (section 4: several classes).
 
     Examples:
+        >>> from bayesguard.predictive import Predictive
         >>> pred = Predictive.from_probs([0.1, 0.2, 0.6, 0.7, 0.9])
         >>> isotonic = IsotonicCalibration().fit(pred, torch.tensor([0, 1, 0, 1, 1]))
         >>> isotonic(pred).probs  # 0, 1/2, 1/2, 1, 1, mixed with 1/2
