@@ -1,6 +1,7 @@
 """Calibrators: maps fitted on held-out predictions that make a predictive honest."""
 
 from bayesguard.calibration.base import Calibrator as Calibrator
+from bayesguard.calibration.bbq import BBQ as BBQ
 from bayesguard.calibration.binary import BetaCalibration as BetaCalibration
 from bayesguard.calibration.binary import PlattScaling as PlattScaling
 from bayesguard.calibration.binning import HistogramBinning as HistogramBinning
@@ -17,6 +18,7 @@ from bayesguard.calibration.left_out import cross_interval as cross_interval
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
 from bayesguard.calibration.linear import MatrixScaling as MatrixScaling
 from bayesguard.calibration.linear import VectorScaling as VectorScaling
+from bayesguard.calibration.multicalibration import Multicalibration as Multicalibration
 from bayesguard.calibration.online import AdaptiveConformal as AdaptiveConformal
 from bayesguard.calibration.online import DynamicallyTunedConformal as DynamicallyTunedConformal
 from bayesguard.calibration.ranks import conformal_quantile as conformal_quantile
@@ -26,3 +28,4 @@ from bayesguard.calibration.scaling import TemperatureScaling as TemperatureScal
 from bayesguard.calibration.selective import SelectiveClassifier as SelectiveClassifier
 from bayesguard.calibration.selective import risk_controlled_threshold as risk_controlled_threshold
 from bayesguard.calibration.shift_aware import ShiftAwareScaling as ShiftAwareScaling
+from bayesguard.calibration.spline import SplineCalibration as SplineCalibration

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesguard.calibration.binning import ClassMaps, HistogramBinning, IsotonicCalibration
+from bayesguard.calibration.binning import HistogramBinning, IsotonicCalibration
+from bayesguard.calibration.class_maps import ClassMaps
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 

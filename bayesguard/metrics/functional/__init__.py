@@ -20,6 +20,8 @@ from bayesguard.metrics.functional.decomposition import ScoreDecomposition as Sc
 from bayesguard.metrics.functional.decomposition import corp_brier_decomposition as corp_brier_decomposition
 from bayesguard.metrics.functional.decomposition import corp_log_score_decomposition as corp_log_score_decomposition
 from bayesguard.metrics.functional.decomposition import crps_decomposition as crps_decomposition
+from bayesguard.metrics.functional.groups import GroupCalibration as GroupCalibration
+from bayesguard.metrics.functional.groups import group_calibration as group_calibration
 from bayesguard.metrics.functional.multivariate import UniformityTest as UniformityTest
 from bayesguard.metrics.functional.multivariate import energy_score as energy_score
 from bayesguard.metrics.functional.multivariate import (
