@@ -8,6 +8,8 @@ from bayesguard.calibration.binning import IsotonicCalibration as IsotonicCalibr
 from bayesguard.calibration.conformal import Conformal as Conformal
 from bayesguard.calibration.conformal import ConformalInterval as ConformalInterval
 from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuantile
+from bayesguard.calibration.density_ratio import DensityRatio as DensityRatio
+from bayesguard.calibration.density_ratio import density_ratio as density_ratio
 from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrection
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
 from bayesguard.calibration.linear import MatrixScaling as MatrixScaling
