@@ -10,6 +10,7 @@ from bayesguard import likelihoods as likelihoods
 from bayesguard import metrics as metrics
 from bayesguard import priors as priors
 from bayesguard import shift as shift
+from bayesguard.balanced import BalancedSampler as BalancedSampler
 from bayesguard.errors import BadFile as BadFile
 from bayesguard.errors import BadInput as BadInput
 from bayesguard.errors import BadType as BadType

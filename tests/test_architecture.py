@@ -28,6 +28,7 @@ LEVELS = [
         "inference_data",
         "adaptive",
         "adversarial",
+        "balanced",
         "checkpoint",
         "history",
         "results",
@@ -133,6 +134,7 @@ def test_public_names() -> None:
 
 PUBLIC = [
     "BadFile",
+    "BalancedSampler",
     "BadInput",
     "BadType",
     "BayesguardError",
