@@ -103,4 +103,6 @@ def _groups(groups: object, count: int) -> Tensor:
 def _cycled(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw `count` of the rows, going through all of them in random order before any comes again."""
     rounds = -(-count // len(rows))
-    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)] or [rows[:0]])[:count]
+    return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)] or [rows[:0]])[
+        :count
+    ]

@@ -122,7 +122,9 @@ class PooledLikelihood:
                 part = part.clamp_min(-1e30)
             if buffers is None or buffers[0].shape != part.shape:
                 buffers = torch.empty_like(part), torch.empty_like(part)
-            sums += torch.stack([self._counted(term, rows).sum() for term in self._terms(part, rows, inverse, *buffers)])
+            sums += torch.stack(
+                [self._counted(term, rows).sum() for term in self._terms(part, rows, inverse, *buffers)]
+            )
         nll, first, second = (-sums / self.num_examples).tolist()
         return Slope(nll, first, second)
 

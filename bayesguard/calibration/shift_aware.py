@@ -103,9 +103,7 @@ class ShiftAwareScaling(Calibrator):
     set_range: Tensor
     _environments: object = None
 
-    def fit(
-        self, pred: Predictive, targets: object, *, environments: object = None, weights: object = None
-    ) -> Self:
+    def fit(self, pred: Predictive, targets: object, *, environments: object = None, weights: object = None) -> Self:
         """Fit to predictions for held-out data, undisturbed and perturbed.
 
         Args:

@@ -327,9 +327,7 @@ def test_whole_weights_are_repeated_examples(kind: Callable[[], Calibrator], sha
     answers = (torch.rand(200, *shape, generator=generator) < torch.sigmoid(odds[0] / 2)).long()
     counts = torch.randint(0, 4, (200,), generator=generator)
     weighted = kind().fit(BernoulliPredictive(odds), answers, weights=counts)
-    repeated = kind().fit(
-        BernoulliPredictive(odds.repeat_interleave(counts, 1)), answers.repeat_interleave(counts, 0)
-    )
+    repeated = kind().fit(BernoulliPredictive(odds.repeat_interleave(counts, 1)), answers.repeat_interleave(counts, 0))
     for name in ("scale", "bias"):
         torch.testing.assert_close(weighted.get_buffer(name), repeated.get_buffer(name), rtol=1e-6, atol=1e-6)
     assert weighted.diagnostics["nll_after"] == pytest.approx(repeated.diagnostics["nll_after"], rel=1e-8)

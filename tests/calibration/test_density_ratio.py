@@ -138,7 +138,11 @@ def test_weighted_intervals_cover_where_the_inputs_have_moved(gaussians: Any) ->
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: density_ratio(torch.rand(60), torch.rand(60)), BadInput, r"source_features must be \[rows, features\]"),
+        (
+            lambda: density_ratio(torch.rand(60), torch.rand(60)),
+            BadInput,
+            r"source_features must be \[rows, features\]",
+        ),
         (lambda: density_ratio(torch.rand(60, 2), torch.rand(60, 3)), BadInput, "target_features has shape"),
         (lambda: density_ratio(torch.rand(60, 2), torch.rand(49, 2)), BadInput, "target_features has 49 rows"),
         (lambda: density_ratio(torch.full((60, 2), torch.nan), torch.rand(60, 2)), BadInput, "NaN"),
