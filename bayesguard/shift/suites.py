@@ -76,7 +76,7 @@ def pairs(shifts: Sequence[Shift], count: int, seed: int = 0) -> list[Shift]:
 
     Examples:
         >>> [pair.name for pair in pairs(suite("images"), 3)]
-        ['rotation+saturate', 'defocus_blur+speckle_noise', 'fog+gaussian_blur']
+        ['snow+rotation', 'rotation+fog', 'impulse_noise+motion_blur']
     """
     kinds: dict[str, list[Shift]] = {}
     for shift in shifts:
