@@ -50,7 +50,7 @@ class Calibrator(nn.Module, ABC):
     def _calibrate(self, pred: Predictive) -> Predictive:
         """Apply the fitted map."""
 
-    def _fit_weighted(self, pred: Predictive, targets: Tensor, weights: Tensor) -> None:
+    def _fit_weighted(self, pred: Predictive, targets: Tensor, weights: Tensor, /) -> None:
         """The same where examples count by weights `[N]`, float64 and of mean 1, 0 for some perhaps."""
         raise BadType(
             f"a {type(self).__name__} counts all examples alike, and takes no weights; TemperatureScaling, PlattScaling, "
