@@ -10,6 +10,7 @@ from bayesguard import likelihoods as likelihoods
 from bayesguard import metrics as metrics
 from bayesguard import priors as priors
 from bayesguard import shift as shift
+from bayesguard.balanced import BalancedSampler as BalancedSampler
 from bayesguard.errors import BadFile as BadFile
 from bayesguard.errors import BadInput as BadInput
 from bayesguard.errors import BadType as BadType
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from bayesguard.comparison import compare as compare
     from bayesguard.evaluation import evaluate as evaluate
     from bayesguard.monitor import CalibrationMonitor as CalibrationMonitor
+    from bayesguard.network_features import features as features
     from bayesguard.stacking import stack as stack
 
 __version__ = "0.1.0.dev0"
@@ -46,6 +48,7 @@ __version__ = "0.1.0.dev0"
 # Needed after training only, and not by everybody: loaded at first use.
 _LAZY = {
     "evaluate": "evaluation",
+    "features": "network_features",
     "compare": "comparison",
     "stack": "stacking",
     "CalibrationMonitor": "monitor",

@@ -189,6 +189,10 @@ class _Run:
         bar.set_description(f"epoch {number}", refresh=False)
         self.module.train()
         total, rows = 0.0, 0
+        # A sampler that orders rows by the epoch draws those of the first for ever where nobody tells it.
+        for sampler in (getattr(self.data, "sampler", None), getattr(self.data, "batch_sampler", None)):
+            if sampler is not None and hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(number)
         with self._random_streams("epoch", number):
             order = stream("cpu", self.seed, "order", number)
             for index, batch in enumerate(batches(self.data, shuffle_generator=order, **self.batching)):

@@ -28,6 +28,7 @@ LEVELS = [
         "inference_data",
         "adaptive",
         "adversarial",
+        "balanced",
         "checkpoint",
         "history",
         "results",
@@ -39,7 +40,7 @@ LEVELS = [
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},
-    {"testing", "evaluation", "monitor"},
+    {"testing", "evaluation", "network_features", "monitor"},
     {"comparison", "stacking"},
     {"plots"},
     {"report", "tables"},
@@ -133,6 +134,7 @@ def test_public_names() -> None:
 
 PUBLIC = [
     "BadFile",
+    "BalancedSampler",
     "BadInput",
     "BadType",
     "BayesguardError",
@@ -154,7 +156,7 @@ PUBLIC = [
     "Variational",
     "UnsupportedNetwork",
 ]
-LAZY = ["compare", "stack", "CalibrationMonitor", "evaluate", "testing", "plots", "report"]
+LAZY = ["compare", "stack", "CalibrationMonitor", "evaluate", "features", "testing", "plots", "report"]
 SUBMODULES = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from bayesguard.checks import check_finite, check_shape
 from bayesguard.errors import BadInput, BadType, NotFitted
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.numerics import as_given, wide
@@ -49,24 +50,33 @@ class Calibrator(nn.Module, ABC):
     def _calibrate(self, pred: Predictive) -> Predictive:
         """Apply the fitted map."""
 
+    def _fit_weighted(self, pred: Predictive, targets: Tensor, weights: Tensor, /) -> None:
+        """The same where examples count by weights `[N]`, float64 and of mean 1, 0 for some perhaps."""
+        raise BadType(
+            f"a {type(self).__name__} counts all examples alike, and takes no weights; TemperatureScaling, PlattScaling, "
+            "BetaCalibration and conformal prediction take them"
+        )
+
     @property
     def fitted(self) -> bool:
         """Whether `fit` has been called (or a fitted state loaded)."""
         return bool(self.is_fitted)
 
-    def fit(self, pred: Predictive, targets: object) -> Self:
+    def fit(self, pred: Predictive, targets: object, *, weights: object = None) -> Self:
         """Fit on held-out predictions: examples that the network was not trained on.
 
         Args:
             pred: Predictions for N examples.
             targets: What was observed, one for each element of the predictive's batch shape.
+            weights: How much each example counts `[N]`, 0 or more: how much likelier it is where predictions are wanted
+                than here (`density_ratio`), or how often it was seen. For some calibrators only.
 
         Returns:
             The calibrator itself.
 
         Raises:
-            BadInput: No examples, or targets of another shape or outside their range (with the row).
-            BadType: A predictive of a kind that this calibrator cannot work on.
+            BadInput: No examples, targets of another shape or outside their range (with the row), or bad weights.
+            BadType: A predictive of a kind that this calibrator cannot work on, or weights for one that takes none.
         """
         if not isinstance(pred, Predictive):
             raise BadType(
@@ -76,7 +86,12 @@ class Calibrator(nn.Module, ABC):
         if pred.batch_shape.numel() == 0:
             raise BadInput("pred has no examples; a calibrator needs held-out examples to be fitted on")
         with torch.no_grad():
-            self._fit(pred, as_given(targets, "targets").detach().to(pred.device))
+            given = as_given(targets, "targets").detach().to(pred.device)
+            if weights is None:
+                self._fit(pred, given)
+            else:
+                own = check_weights(weights, pred.batch_shape[0]).to(pred.device)
+                self._fit_weighted(pred, given, own / own.mean())
             self.is_fitted = self.is_fitted.new_tensor(True)
         return self
 
@@ -114,6 +129,16 @@ class Calibrator(nn.Module, ABC):
             if isinstance(saved, Tensor):
                 setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def check_weights(weights: object, count: int) -> Tensor:
+    """Return weights of examples `[count]` in float64, or raise what is wrong with them."""
+    values = as_given(weights, "weights").detach().double()
+    check_shape(values, (count,), "weights")
+    check_finite(values, "weights")
+    if not bool((values >= 0).all()) or not bool((values > 0).any()):
+        raise BadInput("weights must be 0 or more, and some of them positive")
+    return values
 
 
 def class_columns(pred: Predictive, asked: Calibrator, hint: str = "") -> Tensor:

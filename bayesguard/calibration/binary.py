@@ -51,15 +51,19 @@ class _AnswerMap(Fitted):
 
         return self._changed(pred, draws, calibrated)
 
-    def _fit(self, pred: Predictive, targets: Tensor) -> None:
+    def _fit(self, pred: Predictive, targets: Tensor, counts: Tensor | None = None) -> None:
         draws, weighted = self._draws(pred), pred.weights > 0
         answers = check_answers(targets, pred.batch_shape, "targets")
+        if counts is not None:
+            some = counts > 0  # an example of weight 0 is as if it was not there
+            draws, answers, counts = draws[:, some], answers[some], counts[some]
         labelled = answers.dim() == 2
         if not labelled:
             draws, answers = draws.unsqueeze(-1), answers.unsqueeze(-1)
         side = 2 * wide(answers) - 1
-        plain = AnswerLikelihood(draws[weighted], side, torch.ones_like(side), pred.weights[weighted], self._features)
-        count = int(plain.count.sum())
+        share = torch.ones_like(side) if counts is None else counts.unsqueeze(-1).expand_as(side)
+        plain = AnswerLikelihood(draws[weighted], side, share, pred.weights[weighted], self._features)
+        count = int((plain.share > 0).sum())
         check_possible(answers.numel() - count, answers.numel())
         likelihood = plain.smoothed() if self.smooth else plain
         found = self._search(likelihood)
@@ -89,6 +93,8 @@ class _AnswerMap(Fitted):
             "gradient_norm": float(norms.max()) if len(norms) else math.nan,
             "separable": bool(separable.any()),
         }
+
+    _fit_weighted = _fit
 
     def _warn_of(
         self, labelled: bool, one_sided: Tensor, separable: Tensor, worse: Tensor, found: Minimum, numbers: Tensor

@@ -36,10 +36,13 @@ class PriorCorrection(Calibrator):
     Args:
         method: How `adapt` estimates the new shares. "em": the maximum likelihood of all predictions (Saerens et al.,
             2002, eq. 2.8); "bbse": from the confusion of held-out predictions (Lipton et al., 2018, eq. 3).
+        trained_shares: Class shares that the network was trained on `[K]`, where they are not those of the held-out data:
+            equal ones after training on balanced batches. `fit` then corrects to the shares of the held-out data;
+            `adapt_to` and `adapt` by "em" need no `fit`.
 
     Attributes:
-        old: Class shares of the held-out data `[K]`.
-        new: Those corrected to `[K]`; the old ones until `adapt` or `adapt_to`.
+        old: Class shares that predictions are made for `[K]`: of the held-out data, or `trained_shares`.
+        new: Those corrected to `[K]`; those of the held-out data until `adapt` or `adapt_to`.
 
     Examples:
         >>> probs = torch.tensor([[0.8, 0.2], [0.3, 0.7]]).repeat(50, 1)
@@ -55,13 +58,19 @@ class PriorCorrection(Calibrator):
     new: Tensor
     confusion: Tensor
 
-    def __init__(self, method: Literal["em", "bbse"] = "em") -> None:
+    def __init__(self, method: Literal["em", "bbse"] = "em", *, trained_shares: object = None) -> None:
         super().__init__()
         if method not in ("em", "bbse"):
             raise BadInput(f"method must be 'em' or 'bbse', got {method!r}")
         self.method = method
         for name, shape in (("old", (0,)), ("new", (0,)), ("confusion", (0, 0))):
             self.register_buffer(name, torch.empty(shape, dtype=torch.float64))
+        self._trained = None if trained_shares is None else _shares(trained_shares, "trained_shares")
+        if self._trained is not None:
+            if not bool((self._trained > 0).all()):
+                raise BadInput("trained_shares must be positive: what was never trained on cannot be corrected to")
+            self.old, self.new = self._trained.clone(), self._trained.clone()
+            self.is_fitted = self.is_fitted.new_tensor(True)
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         probs = wide(class_columns(pred, self))
@@ -72,6 +81,9 @@ class PriorCorrection(Calibrator):
             missing = int((counts == 0).nonzero()[0])
             raise BadInput(f"class {missing} has no held-out example, so that its old share is unknown; add some")
         self.old, self.new = counts / counts.sum(), counts / counts.sum()
+        if self._trained is not None:
+            check_shape(self._trained, self.old.shape, "trained_shares")
+            self.old = self._trained.to(self.old)
         # Mean prediction for each true class, columns for classes.
         self.confusion = (probs.T @ member) / counts
         self.diagnostics = {"num_examples": len(labels), "condition": float(torch.linalg.cond(self.confusion))}
@@ -100,12 +112,9 @@ class PriorCorrection(Calibrator):
     def adapt_to(self, shares: object) -> Self:
         """Correct to shares that are known, `[K]`, from now on: after training on balanced batches, the true ones."""
         self._check_fitted()
-        values = as_given(shares, "shares").double()
+        values = _shares(shares, "shares")
         check_shape(values, self.old.shape, "shares")
-        check_finite(values, "shares")
-        if not bool((values >= 0).all()) or abs(float(values.sum()) - 1) > 1e-6:
-            raise BadInput(f"shares must be 0 or more and sum to 1, got a sum of {float(values.sum()):.6g}")
-        self.new = values.to(self.old) / values.sum().to(self.old)
+        self.new = values.to(self.old)
         return self
 
     def _by_em(self, probs: Tensor) -> Tensor:
@@ -127,6 +136,8 @@ class PriorCorrection(Calibrator):
     def _by_confusion(self, probs: Tensor) -> Tensor:
         from scipy.optimize import nnls
 
+        if not len(self.confusion):
+            raise NotFitted('method="bbse" needs the confusion of held-out predictions; call fit(pred, targets) first')
         condition = float(torch.linalg.cond(self.confusion))
         if not condition < _MAX_CONDITION:
             raise BadInput(
@@ -151,3 +162,14 @@ class PriorCorrection(Calibrator):
 
     def extra_repr(self) -> str:
         return f"method={self.method!r}, {'fitted' if self.fitted else 'not fitted'}"
+
+
+def _shares(shares: object, name: str) -> Tensor:
+    """Shares of classes `[K]` in float64, or what is wrong with them."""
+    values = as_given(shares, name).detach().double()
+    if values.dim() != 1:
+        raise BadInput(f"{name} must be [K], a share for each class, got shape {tuple(values.shape)}")
+    check_finite(values, name)
+    if not bool((values >= 0).all()) or abs(float(values.sum()) - 1) > 1e-6:
+        raise BadInput(f"{name} must be 0 or more and sum to 1, got a sum of {float(values.sum()):.6g}")
+    return values / values.sum()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bayesguard.calibration.ranks import effective_size
 from bayesguard.predictive.numerics import BUDGET, CACHED, slices, wide
 
 # Logits of which fewer are there are read in float64: it costs nothing there, and there are few rows to average over.
@@ -33,10 +34,16 @@ class PooledLikelihood:
         logits: Log-probabilities of every draw, `[S, N, K]`; -inf masks a class.
         labels: `[N]`.
         weights: Of the draws, positive, `[S]`.
+        shares: How much each example counts, positive, `[N]`; None for all alike. The mean is weighted by them.
+
+    Attributes:
+        worth: How many equal examples they are worth: N, or Kish's effective size.
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor) -> None:
+    def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, shares: Tensor | None = None) -> None:
         self.logits, self.labels, self.weights = logits, labels, weights
+        self.shares = None if shares is None else wide(shares) / wide(shares).mean()
+        self.worth = float(len(labels)) if shares is None else effective_size(shares)
         self.num_draws, self.num_examples, self.num_classes = logits.shape
         self._top, self._picked = wide(logits.amax(-1)), wide(picked(logits, labels))
         self._log_weights = wide(weights).log().unsqueeze(-1)
@@ -58,7 +65,7 @@ class PooledLikelihood:
 
     def at_one(self) -> float:
         """Return the mean NLL at T = 1: of draws that are normalised it needs the targets' logits only."""
-        return -float((self._picked + self._log_weights).logsumexp(0).mean())
+        return -float(self._counted((self._picked + self._log_weights).logsumexp(0)).mean())
 
     def near(self, inverse: float) -> Slope:
         """Return the same by Taylor's formula from the nearest b that was computed, if it is within reach."""
@@ -97,7 +104,11 @@ class PooledLikelihood:
         step = -(-self.num_examples // most)
         if step == 1:
             return self
-        return PooledLikelihood(self.logits[:, ::step].contiguous(), self.labels[::step], self.weights)
+        shares = None if self.shares is None else self.shares[::step]
+        return PooledLikelihood(self.logits[:, ::step].contiguous(), self.labels[::step], self.weights, shares)
+
+    def _counted(self, values: Tensor, rows: slice = slice(None)) -> Tensor:
+        return values if self.shares is None else values * self.shares[rows]
 
     def _slope(self, inverse: float, in_float64: bool) -> Slope:
         sums = torch.zeros(3, dtype=self._top.dtype, device=self.logits.device)
@@ -111,7 +122,9 @@ class PooledLikelihood:
                 part = part.clamp_min(-1e30)
             if buffers is None or buffers[0].shape != part.shape:
                 buffers = torch.empty_like(part), torch.empty_like(part)
-            sums += torch.stack([term.sum() for term in self._terms(part, rows, inverse, *buffers)])
+            sums += torch.stack(
+                [self._counted(term, rows).sum() for term in self._terms(part, rows, inverse, *buffers)]
+            )
         nll, first, second = (-sums / self.num_examples).tolist()
         return Slope(nll, first, second)
 

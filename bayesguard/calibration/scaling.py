@@ -29,7 +29,8 @@ class TemperatureScaling(Calibrator):
     its draws one by one, and so leaves the decomposition of uncertainty meaningful. It is searched between 0.01 and
     100, for several draws on a grid first, by safeguarded Newton steps in 1/T, and never scores worse than T = 1 on the
     data it was fitted to. Many rows are read about twice: a sample of them tells where to begin.
-    For classification, of one class among several or of yes and no (also multi-label).
+    For classification, of one class among several or of yes and no (also multi-label). With `weights` from
+    `density_ratio` it is the temperature of the inputs that predictions are wanted for (Sugiyama et al., 2007, JMLR 8).
 
     Where no temperature is best, a `CalibrationWarning` says so: if every target is the top class of every draw, the
     likelihood would make all answers sure, and T stays 1. If several draws are given and the 95 % likelihood-ratio
@@ -39,7 +40,8 @@ class TemperatureScaling(Calibrator):
     Attributes:
         temperature: T, a tensor without axes; above 1 if the predictions were over-confident.
         diagnostics: `nll_before` and `nll_after` (nats, mean), `at_bound`, `num_examples`, `num_excluded` (targets that
-            had probability zero at every temperature), `standard_error` (of T, by the observed information).
+            had probability zero at every temperature), `standard_error` (of T, by the observed information; of weighted examples by their effective number, which
+            is exact where weights and errors are independent).
 
     References:
         Guo, Pleiss, Sun, Weinberger, 2017, ICML, section 4.2; Rahaman and Thiery, 2021, NeurIPS (pooled predictives).
@@ -67,8 +69,13 @@ class TemperatureScaling(Calibrator):
         # A Python number keeps the dtype and the device of the logits.
         return pred._rebuild([_normalised(draws / float(self.temperature), pred)])
 
-    def _fit(self, pred: Predictive, targets: Tensor) -> None:
+    def _fit(self, pred: Predictive, targets: Tensor, counts: Tensor | None = None) -> None:
         logits, labels = _two_classes_at_least(pred, targets)
+        if counts is not None:
+            # An example of weight 0 is as if it was not there.
+            some = counts > 0
+            logits, labels, counts = logits[:, some], labels[some], counts[some]
+            counts = counts.repeat_interleave(labels[0].numel())
         logits, labels, weights = logits.flatten(1, -2), labels.flatten(), pred.weights
         if (weights == 0).any():
             logits, weights = logits[weights > 0], weights[weights > 0]
@@ -79,10 +86,11 @@ class TemperatureScaling(Calibrator):
                 "changes that, and they were left out of the fit; their NLL is infinite"
             )
             logits, labels = logits[:, ~impossible], labels[~impossible]
+            counts = None if counts is None else counts[~impossible]
         if not len(labels):
             raise BadInput("every target has probability zero in every draw; are the targets those of the predictions?")
 
-        likelihood = PooledLikelihood(logits, labels, weights)
+        likelihood = PooledLikelihood(logits, labels, weights, counts)
         found, at_bound = _search(likelihood)
         self.temperature = self.temperature.new_tensor(1 / found)
         inverse = 1 / float(self.temperature)
@@ -94,7 +102,7 @@ class TemperatureScaling(Calibrator):
             inverse, at_bound, after = 1.0, False, likelihood.exactly(1.0)
             before = after.nll
         # The second derivative in log T.
-        information = len(labels) * (inverse * inverse * after.second + inverse * after.first)
+        information = likelihood.worth * (inverse * inverse * after.second + inverse * after.first)
         self.diagnostics = {
             "nll_before": before,
             "nll_after": after.nll,
@@ -103,6 +111,8 @@ class TemperatureScaling(Calibrator):
             "num_excluded": int(impossible.sum()),
             "standard_error": float(self.temperature) / math.sqrt(information) if information > 0 else math.inf,
         }
+
+    _fit_weighted = _fit
 
     def extra_repr(self) -> str:
         return f"temperature={float(self.temperature):.4g}" if self.fitted else "not fitted"
@@ -151,7 +161,7 @@ def _search(likelihood: PooledLikelihood) -> tuple[float, bool]:
     if best * best * here.second + best * here.first < 1e-9 and likelihood(_BOUND).nll <= here.nll + 1e-14:
         best = _BOUND
     at_bound = min(best * _BOUND, _BOUND / best) < 1 + 1e-6
-    most = likelihood.near(best).nll + _CHI_SQUARE_95 / (2 * likelihood.num_examples)
+    most = likelihood.near(best).nll + _CHI_SQUARE_95 / (2 * likelihood.worth)
     if likelihood.num_draws > 1 and best > 1 and likelihood(_BOUND).nll <= most:
         at_bound, best = True, _mildest(likelihood, best, most)
         _warn(

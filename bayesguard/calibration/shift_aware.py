@@ -103,13 +103,14 @@ class ShiftAwareScaling(Calibrator):
     set_range: Tensor
     _environments: object = None
 
-    def fit(self, pred: Predictive, targets: object, *, environments: object = None) -> Self:
+    def fit(self, pred: Predictive, targets: object, *, environments: object = None, weights: object = None) -> Self:
         """Fit to predictions for held-out data, undisturbed and perturbed.
 
         Args:
             pred: All of them.
             targets: Their labels.
             environments: For each row 0 where it is undisturbed, and the number of its perturbation `[N]`, integers.
+            weights: Not taken.
 
         Raises:
             BadInput: No environments, or fewer than two perturbed ones.
@@ -121,7 +122,7 @@ class ShiftAwareScaling(Calibrator):
             )
         self._environments = environments
         try:
-            return super().fit(pred, targets)
+            return super().fit(pred, targets, weights=weights)
         finally:
             self._environments = None
 

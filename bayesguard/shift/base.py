@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -47,9 +48,7 @@ class Shift(ABC):
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a fresh generator on `device`, a function of the seed, the name and the severity."""
-        key = repr((self.seed, self.name, float(self.severity))).encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)
+        return seeded(device, self.seed, self.name, float(self.severity))
 
     def _stream(self, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
         """Return the generator to draw from, after checking that it lives where the inputs live."""
@@ -100,6 +99,12 @@ class ImageShift(Shift):
         """Raise BadInput for images that this shift cannot take."""
 
 
+def seeded(device: torch.device | str, *key: object) -> torch.Generator:
+    """Return a fresh generator, a function of the key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
 def check_images(images: object) -> Tensor:
     """Return `images` as a tensor `[N, C, H, W]` of floats in [0, 1], or raise what is wrong with them."""
     value = as_tensor(images, "images")
@@ -122,3 +127,40 @@ def check_images(images: object) -> Tensor:
 def image_scale(images: Tensor) -> float:
     """Return the shorter side relative to 32 pixels, the factor on every length of the severity table."""
     return min(images.shape[-2:]) / 32
+
+
+class Composed(Shift):
+    """Shifts one after another, each of what the one before it left: nature seldom comes with one at a time.
+
+    Its name is that of its parts joined by "+", its severity the sum of theirs.
+
+    Args:
+        shifts: Two or more, in their order.
+        seed: Of the default generator, from which all parts draw in turn; see `Shift`.
+
+    Raises:
+        BadInput: Fewer than two shifts.
+        BadType: One that is no `Shift`.
+
+    Examples:
+        >>> from bayesguard.shift import Corruption
+        >>> Composed([Corruption("fog", severity=2), Corruption("gaussian_noise", severity=1)])
+        Composed('fog+gaussian_noise', severity=3, seed=0)
+    """
+
+    def __init__(self, shifts: Sequence[Shift], seed: int = 0) -> None:
+        self.shifts = tuple(shifts)
+        for shift in self.shifts:
+            if not isinstance(shift, Shift):
+                raise BadType(f"shifts has a {type(shift).__name__}; Composed takes bayesguard.shift objects")
+        if len(self.shifts) < 2:
+            raise BadInput(f"shifts must be two or more, got {len(self.shifts)}")
+        super().__init__("+".join(shift.name for shift in self.shifts), sum(s.severity for s in self.shifts), seed)
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return shifted inputs; arguments, errors and result as those of the parts."""
+        shifted = as_tensor(inputs, "inputs")
+        stream = self._stream(generator, shifted.device)
+        for shift in self.shifts:
+            shifted = shift(shifted, stream)
+        return shifted

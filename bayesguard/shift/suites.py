@@ -1,7 +1,13 @@
 """Suites: lists of shifts under one name."""
 
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
-from bayesguard.shift.base import Shift
+from bayesguard.shift.base import Composed, Shift, seeded
 from bayesguard.shift.corruption import EXTRA, STANDARD, Corruption
 from bayesguard.shift.geometric import Rotation, Translation
 from bayesguard.shift.tabular import FeatureNoise
@@ -55,3 +61,36 @@ def suite(name: str, seed: int = 0, *, scale: object = None) -> list[Shift]:
         *(Rotation(s, seed=seed) for s in levels),
         *(Translation(s, seed=seed) for s in levels),
     ]
+
+
+def pairs(shifts: Sequence[Shift], count: int, seed: int = 0) -> list[Shift]:
+    """Return random pairs of shifts of two kinds, each pair of kinds once, one severity of each.
+
+    Args:
+        shifts: What they are made of: a suite, or a list of one's own.
+        count: How many.
+        seed: Of the choice, and of every pair.
+
+    Raises:
+        BadInput: Fewer pairs of kinds than `count`.
+
+    Examples:
+        >>> [pair.name for pair in pairs(suite("images"), 3)]
+        ['snow+rotation', 'rotation+fog', 'impulse_noise+motion_blur']
+    """
+    kinds: dict[str, list[Shift]] = {}
+    for shift in shifts:
+        kinds.setdefault(shift.name, []).append(shift)
+    possible = list(itertools.combinations(kinds, 2))
+    if check_count(count, "count") > len(possible):
+        raise BadInput(f"count is {count}, but {len(kinds)} kinds of shifts make {len(possible)} pairs only")
+    generator = seeded("cpu", seed, "pairs")
+
+    def below(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    chosen: list[Shift] = []
+    for place in torch.randperm(len(possible), generator=generator)[:count].tolist():
+        names = possible[place] if below(2) else possible[place][::-1]
+        chosen.append(Composed([kinds[name][below(len(kinds[name]))] for name in names], seed))
+    return chosen

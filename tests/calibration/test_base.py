@@ -60,3 +60,9 @@ def test_fit_inside_inference_mode() -> None:
 def test_not_a_predictive() -> None:
     with pytest.raises(BadType, match=r"Predictive\.from_logits"):
         TemperatureScaling().fit(torch.zeros(3, 2), [0, 1, 0])  # type: ignore[arg-type]
+
+
+def test_weights_are_refused_where_all_examples_count_alike() -> None:
+    pred = Predictive.from_probs([[0.5, 0.5], [0.2, 0.8]])
+    with pytest.raises(BadType, match="a Doubting counts all examples alike"):
+        Doubting().fit(pred, [1, 0], weights=[1.0, 2.0])

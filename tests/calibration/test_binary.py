@@ -317,3 +317,19 @@ def test_predictives_of_answers_that_will_not_do(make: Callable[[], Calibrator])
     impossible = Predictive.from_probs([1.0, 1.0])
     with pytest.warns(CalibrationWarning, match="2 of 2"), pytest.raises(BadInput, match="probability zero"):
         make().fit(impossible, [0, 0])
+
+
+@pytest.mark.parametrize("kind", [PlattScaling, BetaCalibration])
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_whole_weights_are_repeated_examples(kind: Callable[[], Calibrator], shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    odds = 2 * torch.randn(3, 200, *shape, generator=generator, dtype=torch.float64)
+    answers = (torch.rand(200, *shape, generator=generator) < torch.sigmoid(odds[0] / 2)).long()
+    counts = torch.randint(0, 4, (200,), generator=generator)
+    weighted = kind().fit(BernoulliPredictive(odds), answers, weights=counts)
+    repeated = kind().fit(BernoulliPredictive(odds.repeat_interleave(counts, 1)), answers.repeat_interleave(counts, 0))
+    for name in ("scale", "bias"):
+        torch.testing.assert_close(weighted.get_buffer(name), repeated.get_buffer(name), rtol=1e-6, atol=1e-6)
+    assert weighted.diagnostics["nll_after"] == pytest.approx(repeated.diagnostics["nll_after"], rel=1e-8)
+    plain = kind().fit(BernoulliPredictive(odds), answers)
+    assert not torch.allclose(plain.get_buffer("bias"), repeated.get_buffer("bias"), rtol=1e-3)

@@ -195,3 +195,21 @@ def test_many_shapes_of_likelihood_have_no_slope_left(seed: int) -> None:
         found = minimise(PooledLikelihood(logits, labels, weights), 1e-4, 1e4)
     here = plain(logits, labels, weights, found)
     assert abs(here.first) < 1e-6 * here.second * found
+
+
+@pytest.mark.usefixtures("no_small")
+@pytest.mark.parametrize("inverse", [0.01, 0.7, 100.0])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_counted_examples_are_repeated_ones(draws: int, inverse: float) -> None:
+    logits, labels, weights = problem(draws, 500, 30)
+    counts = torch.randint(1, 5, (500,), generator=torch.Generator().manual_seed(2))
+    repeated = logits.repeat_interleave(counts, 1), labels.repeat_interleave(counts)
+    found, wanted = PooledLikelihood(logits, labels, weights, counts.double()), PooledLikelihood(*repeated, weights)
+    assert list(found(inverse)) == pytest.approx(list(wanted(inverse)), rel=1e-12)
+    assert found.at_one() == pytest.approx(wanted.at_one(), rel=1e-12)
+    assert list(found(inverse)) != pytest.approx(list(plain(logits, labels, weights, inverse)), rel=1e-3)
+    assert found.worth == pytest.approx(float(counts.sum() ** 2 / counts.square().sum()))
+    some = found.sample(50 * draws * 30)
+    assert some.num_examples == 50
+    assert some.shares is not None
+    assert torch.equal(some.shares / some.shares[0], counts[::10].double() / counts[0])

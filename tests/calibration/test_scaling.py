@@ -171,3 +171,60 @@ def test_votes_that_no_temperature_ends_get_the_mildest_one() -> None:
     assert scaling.diagnostics["at_bound"]
     assert abs(120 * (nll(float(scaling.temperature)) - nll(0.05)) - 1.92) < 0.01
     assert 0.05 < scaling.temperature < 1
+
+
+@pytest.mark.parametrize("draws", [1, 5])
+def test_whole_weights_are_repeated_examples(draws: int) -> None:
+    logits, targets = problem(draws)
+    counts = torch.randint(0, 4, (80,), generator=torch.Generator().manual_seed(1))
+    pred = CategoricalPredictive(logits.double())
+    weighted = TemperatureScaling().fit(pred, targets, weights=3.5 * counts)
+    repeated = TemperatureScaling().fit(
+        CategoricalPredictive(logits.double().repeat_interleave(counts, 1)), targets.repeat_interleave(counts)
+    )
+    assert float(weighted.temperature) == pytest.approx(float(repeated.temperature), rel=1e-7)  # as float32 keeps it
+    for name in ("nll_before", "nll_after"):
+        assert weighted.diagnostics[name] == pytest.approx(repeated.diagnostics[name], rel=1e-8)
+    plain = TemperatureScaling().fit(pred, targets)
+    assert float(plain.temperature) != pytest.approx(float(repeated.temperature), rel=1e-3)
+    alike = TemperatureScaling().fit(pred, targets, weights=torch.full((80,), 2.0))
+    assert float(alike.temperature) == pytest.approx(float(plain.temperature), rel=1e-7)
+    assert alike.diagnostics["standard_error"] == pytest.approx(plain.diagnostics["standard_error"], rel=1e-7)
+
+
+def test_weights_of_examples_with_several_labels() -> None:
+    logits, targets = problem(classes=2)
+    odds, answers = (logits[..., 1] - logits[..., 0]).double().reshape(5, 40, 2), targets.reshape(40, 2)
+    counts = torch.randint(0, 4, (40,), generator=torch.Generator().manual_seed(1))
+    weighted = TemperatureScaling().fit(BernoulliPredictive(odds), answers, weights=counts)
+    repeated = TemperatureScaling().fit(
+        BernoulliPredictive(odds.repeat_interleave(counts, 1)), answers.repeat_interleave(counts, 0)
+    )
+    assert float(weighted.temperature) == pytest.approx(float(repeated.temperature), rel=1e-7)
+
+
+def test_the_temperature_of_inputs_that_have_moved() -> None:
+    """The logits are too large by a factor that grows with x; weights are the exact ratio of N(1, 1) to N(0, 1)."""
+
+    def inputs(mean: float, count: int, seed: int) -> tuple[Tensor, Predictive, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = mean + torch.randn(count, generator=generator, dtype=torch.float64)
+        logits = 2 * torch.randn(count, 4, generator=generator, dtype=torch.float64)
+        labels = logits.softmax(-1).multinomial(1, generator=generator)[:, 0]
+        return x, Predictive.from_logits(logits * (0.5 * x).exp().unsqueeze(1)), labels
+
+    x, pred, labels = inputs(0.0, 20_000, 0)
+    _, moved, truth = inputs(1.0, 20_000, 1)
+    weighted = TemperatureScaling().fit(pred, labels, weights=(x - 0.5).exp())
+    wanted, plain = TemperatureScaling().fit(moved, truth), TemperatureScaling().fit(pred, labels)
+    tolerance = 5 * np.hypot(weighted.diagnostics["standard_error"], wanted.diagnostics["standard_error"])
+    # Errors follow x, and so do weights: the information is not quite that of the effective number.
+    assert abs(float(weighted.temperature - wanted.temperature)) < 1.5 * tolerance
+    assert abs(float(plain.temperature - wanted.temperature)) > 3 * tolerance
+
+
+@pytest.mark.parametrize("weights", [torch.ones(79), -torch.ones(80), torch.zeros(80), torch.full((80,), torch.nan)])
+def test_bad_weights(weights: Tensor) -> None:
+    logits, targets = problem()
+    with pytest.raises(BadInput, match="weights"):
+        TemperatureScaling().fit(CategoricalPredictive(logits), targets, weights=weights)

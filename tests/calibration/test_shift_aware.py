@@ -99,10 +99,11 @@ def test_a_predictor_passes_its_data_through_the_shifts() -> None:
     images = images.clamp(0, 1)
     predictor = bg.Deterministic(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
     predictor.fit((images, labels), epochs=10, batch_size=40)
-    shifts = [bg.shift.Corruption("gaussian_noise", severity) for severity in (1, 3, 5)]
+    shifts: list[Any] = [bg.shift.Corruption("gaussian_noise", severity) for severity in (1, 3, 5)]
+    shifts += bg.shift.pairs(bg.shift.suite("images"), 2)
     scaling = ShiftAwareScaling(shifts=shifts)
     predictor.calibrate((images, labels), TemperatureScaling(), scaling, Conformal("lac"))
-    assert scaling.diagnostics["num_environments"] == 4
+    assert scaling.diagnostics["num_environments"] == 6
     fitted: Any = list(predictor.calibrators)
     assert fitted[0].diagnostics["num_examples"] == fitted[2].diagnostics["num_examples"] == 120
     assert predictor(images).prediction_set().shape == (240, 3)

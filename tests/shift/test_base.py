@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesguard.errors import BadInput, BadType
-from bayesguard.shift import Corruption, Rotation, Shift
+from bayesguard.shift import Composed, Corruption, Rotation, Shift
 from bayesguard.shift.base import image_scale
 
 SHIFT: Shift = Corruption("gaussian_noise", 3)
@@ -76,3 +76,32 @@ def test_names_and_scale() -> None:
     assert repr(SHIFT) == "Corruption('gaussian_noise', severity=3, seed=0)"
     assert (Rotation(2).name, Rotation(2).severity) == ("rotation", 2)
     assert image_scale(torch.zeros(1, 1, 16, 64)) == 0.5
+
+
+def test_composed_is_one_after_the_other() -> None:
+    images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    fog, noise = Corruption("fog", 2), Corruption("gaussian_noise", 3)
+    both = Composed([fog, noise], seed=4)
+    assert (both.name, both.severity) == ("fog+gaussian_noise", 5)
+    generator = both.generator()
+    by_hand = noise(fog(images, generator), generator)
+    assert torch.equal(both(images), by_hand)
+    assert torch.equal(both(images.numpy(), both.generator()), by_hand)  # type: ignore[arg-type]
+    assert not torch.equal(Composed([noise, fog], seed=4)(images), by_hand)
+    assert not torch.equal(both(images, torch.Generator().manual_seed(1)), by_hand)
+    assert both(images[:0]).shape == (0, 1, 8, 8)
+
+
+def test_a_chain_of_one_kind_draws_anew() -> None:
+    """Two noises of one severity and seed are two noises, and not twice the same one."""
+    images = torch.full((1, 1, 32, 32), 0.5)
+    noise = Corruption("gaussian_noise", 1)
+    spread = Composed([noise, noise])(images).std() / noise(images).std()
+    assert abs(float(spread) - 2**0.5) < 5 * (2 / 1024) ** 0.5  # twice the same would be 2
+
+
+def test_what_composed_refuses() -> None:
+    with pytest.raises(BadInput, match="shifts must be two or more, got 1"):
+        Composed([Corruption("fog", 1)])
+    with pytest.raises(BadType, match="shifts has a str"):
+        Composed(["fog", "frost"])  # type: ignore[list-item]

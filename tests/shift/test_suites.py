@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bayesguard.errors import BadInput
-from bayesguard.shift import FeatureNoise, Rotation, suite
+from bayesguard.shift import Composed, FeatureNoise, Rotation, pairs, suite
 
 
 def test_what_the_suites_hold() -> None:
@@ -33,6 +33,21 @@ def test_tabular() -> None:
     shifts = suite("tabular", scale=torch.ones(3))
     assert [shift.severity for shift in shifts] == [1, 2, 3, 4, 5]
     assert all(isinstance(shift, FeatureNoise) for shift in shifts)
+
+
+def test_random_pairs() -> None:
+    singles = suite("images")
+    found = pairs(singles, 100, seed=1)
+    kinds = [frozenset(pair.name.split("+")) for pair in found]
+    assert len(set(kinds)) == 100  # each pair of kinds once
+    assert all(len(kind) == 2 for kind in kinds)
+    assert all(isinstance(pair, Composed) and set(pair.shifts) <= set(singles) for pair in found)
+    assert len({pair.severity for pair in found}) > 5
+    assert [pair.name for pair in pairs(singles, 100, seed=1)] == [pair.name for pair in found]
+    assert [pair.name for pair in pairs(singles, 100)] != [pair.name for pair in found]
+    assert len(pairs(singles, 21 * 10)) == 210
+    with pytest.raises(BadInput, match="21 kinds of shifts make 210 pairs only"):
+        pairs(singles, 211)
 
 
 def test_bad_suites() -> None:
