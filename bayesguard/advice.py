@@ -20,6 +20,7 @@ scaling = bg.calibration.TemperatureScaling().fit(bg.Predictive.from_probs(held_
 calibrated = scaling(bg.Predictive.from_probs(probs))"""
 _VECTOR = "predictor.calibrate(held_out, bg.calibration.VectorScaling())"
 _ISOTONIC = "predictor.calibrate(held_out, bg.calibration.IsotonicCalibration(keep_labels=True))"
+_BINARY = "predictor.calibrate(held_out, bg.calibration.BetaCalibration())"
 _SHIFT = 'predictor.calibrate(held_out, bg.calibration.ShiftAwareScaling("point", shifts=perturbations))'
 _ENSEMBLE = "predictor = bg.DeepEnsemble(make_network, num_members=5)"
 _INTERVALS = """predictor.calibrate(held_out, bg.calibration.VarianceScaling())
@@ -96,12 +97,20 @@ def _uneven(evaluation: Evaluation) -> Advice | None:
     error, floor = evaluation.value("ece"), chance.mean.item()
     if chance.p_value(error).item() >= 1 - evaluation.meta["confidence_level"] or error - floor < _POINT:
         return None
+    if evaluation.meta["kind"] == "binary":
+        return Advice(
+            "unevenly wrong",
+            f"Probabilities of yes are off, though confidence is right on average: the ECE is {error:.3f}, where chance alone "
+            f"gives {floor:.3f} (p = {chance.p_value(error).item():.3f}).",
+            "Fit a map on held-out data that can also move all probabilities of yes up or down.",
+            _BINARY,
+        )
     return Advice(
         "unevenly wrong",
         f"Confidence is right on average, but not in its parts: the ECE is {error:.3f}, where chance alone gives "
         f"{floor:.3f} (p = {chance.p_value(error).item():.3f}). One temperature will not mend this.",
         "Use a more flexible map on held-out data: one factor a class, or a step function if there are thousands of examples.",
-        _ISOTONIC if evaluation.meta["kind"] == "binary" else f"{_VECTOR}\n# or\n{_ISOTONIC}",
+        f"{_VECTOR}\n# or\n{_ISOTONIC}",
     )
 
 

@@ -71,8 +71,8 @@ def risk_coverage(evaluations: Mapping[str, Evaluation]) -> str:
     highest = max(float(curve.risk.max()) for _, curve in curves)
     top = max(0.01, highest * 1.05)
     frame = svg.Frame(52, 350, 24, 264, (0, 1), (0, top))
-    y_ticks = [(value, f"{100 * value:.3g} %") for value in svg.ticks(0, top)]
-    parts = [frame.axes([(step / 5, f"{20 * step} %") for step in range(6)], y_ticks, "share answered", "error rate")]
+    y_ticks = [(value, f"{100 * value:.3g}%") for value in svg.ticks(0, top)]
+    parts = [frame.axes([(step / 5, f"{20 * step}%") for step in range(6)], y_ticks, "share answered", "error rate")]
     for style, (label, curve) in enumerate(curves):
         chosen = torch.linspace(0, len(curve.risk) - 1, min(_LINE_POINTS, len(curve.risk))).round().long().unique()
         pairs = list(zip(curve.coverage[chosen].tolist(), curve.risk[chosen].tolist(), strict=True))
@@ -111,7 +111,7 @@ def bars(counted: Mapping[str, Sequence[float]], edges: Sequence[float], x_label
     top = max(max(values) for values in shares.values()) * 1.05
     frame = svg.Frame(48, 350, 24, 200, (edges[0], edges[-1]), (0, top))
     x_ticks = [(value, f"{value:.3g}") for value in svg.ticks(edges[0], edges[-1])]
-    y_ticks = [(value, f"{100 * value:.3g} %") for value in svg.ticks(0, top, 4)]
+    y_ticks = [(value, f"{100 * value:.3g}%") for value in svg.ticks(0, top, 4)]
     parts = [frame.axes(x_ticks, y_ticks, x_label, "share of answers")]
     width = (frame.right - frame.left) / (len(edges) - 1) / len(shares) - 0.5
     for place in range(len(edges) - 1):

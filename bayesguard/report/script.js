@@ -44,7 +44,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
 const source = document.getElementById("thresholds");
 if (source) {
   const data = JSON.parse(source.textContent), slider = document.getElementById("threshold");
-  const percent = (share) => (100 * share).toFixed(1) + " %";
+  const percent = (share) => (100 * share).toFixed(1) + "%";
 
   function wilson(wrong, kept, elements) {
     const n = kept / elements, rate = wrong / kept, z = data.z;
@@ -69,7 +69,6 @@ if (source) {
       put("rate", kept ? percent(wrong / kept) : "no answers");
       put("interval", kept ? "[" + percent(limits[0]) + ", " + percent(limits[1]) + "]" : "");
       const mark = document.getElementById("now-" + row), plot = mark.ownerSVGElement.dataset;
-      mark.classList.toggle("hidden", !kept);
       mark.setAttribute("visibility", kept ? "visible" : "hidden");
       if (!kept) return;
       mark.setAttribute("cx", Number(plot.left) + (kept / total) * Number(plot.width));

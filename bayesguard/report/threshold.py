@@ -31,13 +31,11 @@ class Counts(NamedTuple):
 
 
 def counts_at(answers: Answers) -> Counts:
-    """Return the counts at every threshold.
-
-    Both sides are compared in float32, so that a float32 confidence of 0.95 is at least 0.95.
-    """
-    order = answers.confidence.float().argsort()
-    ordered = answers.confidence.float()[order].contiguous()
-    below = torch.searchsorted(ordered, torch.tensor(THRESHOLDS, dtype=torch.float32, device=ordered.device))
+    """Return the counts at every threshold, rounded to the dtype of the confidences: float32 0.95 is at least 0.95."""
+    confidence = answers.confidence
+    limits = torch.tensor(THRESHOLDS, dtype=torch.float64, device=confidence.device).to(confidence.dtype).double()
+    ordered, order = confidence.double().sort()
+    below = torch.searchsorted(ordered, limits)
     wrong = torch.nn.functional.pad((1 - answers.right.double())[order].cumsum(0), (1, 0))
     return Counts((len(ordered) - below).double(), wrong[-1] - wrong[below])
 
@@ -52,17 +50,17 @@ def section(evaluations: Mapping[str, Evaluation]) -> str:
         elements = len(answers.right) // int(item.meta["num_examples"])
         kept, wrong = (values[_START].item() for values in counts)
         lower, upper = (limit.item() for limit in _wilson(counts, elements, level))
-        share, rate, limits = f"{100 * kept / counts.kept[0].item():.1f} %", "no answers", ""
+        share, rate, limits = f"{100 * kept / counts.kept[0].item():.1f}%", "no answers", ""
         if kept:
-            rate, limits = f"{100 * wrong / kept:.1f} %", f"[{100 * lower:.1f} %, {100 * upper:.1f} %]"
+            rate, limits = f"{100 * wrong / kept:.1f}%", f"[{100 * lower:.1f}%, {100 * upper:.1f}%]"
         rows.append(
             f'<tr><th scope="row">{escape(label)}</th><td id="share-{row}">{share}</td><td id="rate-{row}">{rate}</td>'
-            f'<td id="interval-{row}">{limits}</td><td id="kept-{row}">{kept:,.0f}</td>'
-            f'<td id="wrong-{row}">{wrong:,.0f}</td></tr>'
+            f'<td id="interval-{row}">{limits}</td><td><span id="wrong-{row}">{wrong:,.0f}</span> of '
+            f'<span id="kept-{row}">{kept:,.0f}</span></td></tr>'
         )
         curves.append({"kept": _ints(counts.kept), "wrong": _ints(counts.wrong), "elements": elements})
     data = {"z": normal_quantile(level), "thresholds": THRESHOLDS, "curves": curves}
-    heads = ("", "share answered", "error rate", f"{level:.0%} interval", "answered", "wrong")
+    heads = ("", "share answered", "error rate", f"{level:.0%} interval", "wrong of answered")
     head = "".join(f'<th scope="col">{name}</th>' if name else "<td></td>" for name in heads)
     return (
         '<div class="slider"><label for="threshold">Answer where the confidence is at least '
