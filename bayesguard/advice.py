@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bayesguard.metrics.functional.null import CalibrationErrorNull, null_of
 from bayesguard.results import Evaluation, Result
-from bayesguard.summaries import Estimate, confidence_gap, error_auroc, gaps_of_sums, normal_quantile
+from bayesguard.summaries import Estimate, class_gaps, confidence_gap, error_auroc, group_gaps, normal_quantile
 
 _POINT = 0.01  # a smaller gap is not worth a remedy, however sure one is of it
 _FEW_ERRORS = 10
@@ -22,7 +22,7 @@ _VECTOR = "predictor.calibrate(held_out, bg.calibration.VectorScaling())"
 _ISOTONIC = "predictor.calibrate(held_out, bg.calibration.IsotonicCalibration(keep_labels=True))"
 _BINARY = "predictor.calibrate(held_out, bg.calibration.BetaCalibration())"
 _SHIFT = 'predictor.calibrate(held_out, bg.calibration.ShiftAwareScaling("point", shifts=perturbations))'
-_ENSEMBLE = "predictor = bg.DeepEnsemble(make_network, num_members=5)"
+_ENSEMBLE = "predictor = bg.DeepEnsemble(make_network, num_members=5)  # then predictor.fit(train)"
 _INTERVALS = """predictor.calibrate(held_out, bg.calibration.VarianceScaling())
 # or, with a guarantee of the coverage:
 predictor.calibrate(held_out, bg.calibration.ConformalInterval("normalised", alpha=0.1))"""
@@ -243,7 +243,9 @@ def _shift(evaluation: Evaluation) -> Advice | None:
         if moved.upper >= min(0.9, clean.lower) or clean.value - moved.value < _POINT:
             return None
         remedy = "Ask several networks; if the truth comes in later, let the intervals follow it (AdaptiveConformal)."
-        return Advice("falls apart under shift", _moved("The coverage of 90 % intervals", clean, moved), remedy, _ENSEMBLE)
+        return Advice(
+            "falls apart under shift", _moved("The coverage of 90 % intervals", clean, moved), remedy, _ENSEMBLE
+        )
     return None
 
 
@@ -275,29 +277,6 @@ _RULES: tuple[Callable[[Evaluation], Advice | None], ...] = (
     _worse_group,
     _few_examples,
 )
-
-
-def class_gaps(evaluation: Evaluation) -> list[Estimate]:
-    """Return mean probability minus share of each class, intervals widened for the number of classes."""
-    sums = evaluation.by_class
-    return [] if sums is None else gaps_of_sums(sums, _shared_level(evaluation, len(sums.count)), elements=_elements(evaluation))
-
-
-def group_gaps(evaluation: Evaluation) -> dict[str, Estimate]:
-    """Return mean promise minus outcome of each group, intervals widened for the number of groups."""
-    level = _shared_level(evaluation, len(evaluation.by_group))
-    elements = _elements(evaluation)
-    return {name: gaps_of_sums(sums, level, elements=elements)[0] for name, sums in evaluation.by_group.items()}
-
-
-def _shared_level(evaluation: Evaluation, count: int) -> float:
-    alpha: float = 1 - evaluation.meta["confidence_level"]
-    return 1 - alpha / max(1, count)
-
-
-def _elements(evaluation: Evaluation) -> int:
-    answers, count = evaluation.answers, evaluation.meta["num_examples"]
-    return 1 if answers is None else len(answers.right) // int(count)
 
 
 def _is_clear(gap: Estimate) -> bool:

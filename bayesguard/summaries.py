@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bayesguard.metrics.functional.binned import BinnedSums
 from bayesguard.metrics.functional.selective import area_under_roc
-from bayesguard.results import Answers
+from bayesguard.results import Answers, Evaluation
 
 
 class Estimate(NamedTuple):
@@ -39,7 +39,9 @@ def gaps_of_sums(sums: BinnedSums, confidence_level: float, *, elements: int = 1
         confidence_level: Of the intervals.
         elements: Elements of an example, whose errors may all be one: variances are multiplied by it.
     """
-    count, score, hits, squares, both = (values.double().reshape(-1, values.shape[-1]).sum(-1) for values in sums.tensors())
+    count, score, hits, squares, both = (
+        values.double().reshape(-1, values.shape[-1]).sum(-1) for values in sums.tensors()
+    )
     mean = (score - hits) / count
     variance = ((squares - 2 * both + hits) / count - mean.square()).clamp_min(0) / (count - 1) * elements
     pairs = zip(mean.tolist(), variance.sqrt().tolist(), strict=True)
@@ -61,7 +63,7 @@ def error_auroc(answers: Answers, num_examples: int, confidence_level: float) ->
         return Estimate(math.nan, math.nan, math.nan)
     area = area_under_roc(-answers.confidence.double(), wrong).item()
     # What each answer adds to the area: how many of the other kind it is on the right side of.
-    influence = torch.empty_like(answers.right)
+    influence = torch.empty_like(answers.right, dtype=torch.float64)
     for kind, sign in ((wrong, 1), (~wrong, -1)):
         own, others = (sign * answers.confidence[side].double() for side in (kind, ~kind))
         influence[kind] = (_share_above(own, others) - area) / int(kind.sum())
@@ -69,6 +71,33 @@ def error_auroc(answers: Answers, num_examples: int, confidence_level: float) ->
     error = (per_example.square().sum() * num_examples / max(1, num_examples - 1)).sqrt().item()
     value, lower, upper = _normal(area, error, confidence_level)
     return Estimate(value, max(0.0, lower), min(1.0, upper))
+
+
+def class_gaps(evaluation: Evaluation) -> list[Estimate]:
+    """Return mean probability minus share of each class, intervals widened for the number of classes."""
+    sums = evaluation.by_class
+    return (
+        []
+        if sums is None
+        else gaps_of_sums(sums, _shared_level(evaluation, len(sums.count)), elements=_elements(evaluation))
+    )
+
+
+def group_gaps(evaluation: Evaluation) -> dict[str, Estimate]:
+    """Return mean promise minus outcome of each group, intervals widened for the number of groups."""
+    level = _shared_level(evaluation, len(evaluation.by_group))
+    elements = _elements(evaluation)
+    return {name: gaps_of_sums(sums, level, elements=elements)[0] for name, sums in evaluation.by_group.items()}
+
+
+def _shared_level(evaluation: Evaluation, count: int) -> float:
+    alpha: float = 1 - evaluation.meta["confidence_level"]
+    return 1 - alpha / max(1, count)
+
+
+def _elements(evaluation: Evaluation) -> int:
+    answers, count = evaluation.answers, evaluation.meta["num_examples"]
+    return 1 if answers is None else len(answers.right) // int(count)
 
 
 def _share_above(values: Tensor, others: Tensor) -> Tensor:

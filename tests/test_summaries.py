@@ -72,7 +72,9 @@ def test_auroc_and_its_error_are_those_of_delong_by_loops() -> None:
     by_wrong = [sum(wins(w, g) for g in good) / len(good) for w in wrong]
     by_good = [sum(wins(w, g) for w in wrong) / len(wrong) for g in good]
     area = sum(by_wrong) / len(wrong)
-    squares = sum(((v - area) / len(wrong)) ** 2 for v in by_wrong) + sum(((v - area) / len(good)) ** 2 for v in by_good)
+    squares = sum(((v - area) / len(wrong)) ** 2 for v in by_wrong) + sum(
+        ((v - area) / len(good)) ** 2 for v in by_good
+    )
     error = math.sqrt(squares * 7 / 6)
     found = error_auroc(answers(confidence, right), 7, 0.5)
     half = 0.6744898 * error
@@ -93,6 +95,21 @@ def test_auroc_interval_covers_as_often_as_it_says() -> None:
     # The twin: half as long an interval.
     halved = sum(abs(e.value - truth) <= (e.upper - e.lower) / 4 for e in found) / runs
     assert abs(halved - 0.9) > tolerance
+
+
+def test_widened_intervals_rarely_call_any_of_ten_honest_groups() -> None:
+    runs, groups = 400, 10
+    called = {0.95: 0, 1 - 0.05 / groups: 0}
+    for seed in range(runs):
+        one = drawn(groups * 200, seed)
+        key = torch.arange(groups * 200) % groups * 15 + bin_index(one.confidence, 15, "width")
+        flat = BinnedSums.of(one.confidence, one.right, key, groups * 15)
+        sums = BinnedSums(*(part.reshape(groups, 15) for part in flat.tensors()))
+        for level in called:
+            called[level] += any(gap.lower > 0 or gap.upper < 0 for gap in gaps_of_sums(sums, level))
+    limit = 0.05 + 5 * math.sqrt(0.05 * 0.95 / runs)
+    assert called[1 - 0.05 / groups] / runs < limit
+    assert called[0.95] / runs > limit  # the twin: each at 95 %
 
 
 def test_nothing_to_rank() -> None:

@@ -61,7 +61,9 @@ def reliability(bins_by_name: Mapping[str, ReliabilityBins], promise: str, outco
         if row.count > 0
     ]
     names = list(bins_by_name)
-    below = svg.legend(names if len(names) > 1 else []) + details(f"Numbers{' (' + names[0] + ')' * bool(names[0])}", head, numbers)
+    below = svg.legend(names if len(names) > 1 else []) + details(
+        f"Numbers{' (' + names[0] + ')' * bool(names[0])}", head, numbers
+    )
     return figure(svg.drawing(408, what, "".join(parts)), title=title, below=below)
 
 
@@ -88,10 +90,10 @@ def risk_coverage(evaluations: Mapping[str, Evaluation]) -> str:
         f' data-left="{frame.left:g}" data-width="{frame.right - frame.left:g}" data-bottom="{frame.bottom:g}" '
         f'data-height="{frame.bottom - frame.top:g}" data-top="{top!r}"'
     )
-    drawing = svg.drawing(304, "Error rate among the answers given, against the share answered", "".join(parts), data=data)
-    caption = (
-        "The surest answers first: low on the left means that confidence finds the errors. Rings: the threshold chosen above."
+    drawing = svg.drawing(
+        304, "Error rate among the answers given, against the share answered", "".join(parts), data=data
     )
+    caption = "The surest answers first: low on the left means that confidence finds the errors. Rings: the threshold chosen above."
     return figure(drawing, caption=caption, below=svg.legend([label for label, _ in curves] if len(curves) > 1 else []))
 
 
@@ -99,7 +101,9 @@ def histograms(named: Mapping[str, Tensor], x_label: str, title: str, x_range: t
     """Return the shares of some values by bins of equal width, side by side; a value on an edge counts to its right."""
     low, high = x_range
     counted = {
-        name: torch.histc(values.double(), _NUM_BARS, low, high).tolist() for name, values in named.items() if len(values)
+        name: torch.histc(values.double(), _NUM_BARS, low, high).tolist()
+        for name, values in named.items()
+        if len(values)
     }
     edges = [low + (high - low) * step / _NUM_BARS for step in range(_NUM_BARS + 1)]
     return bars(counted, edges, x_label, title)
@@ -133,7 +137,9 @@ def against_severity(evaluations: Mapping[str, Evaluation], metric: str) -> str:
     """Return a metric against the severity of shift, one line a label, intervals as bands."""
     spec = EVALUATION_METRICS[metric]
     lines = {
-        label: [result for severity in item.severities if math.isfinite((result := item.result(metric, severity)).value)]
+        label: [
+            result for severity in item.severities if math.isfinite((result := item.result(metric, severity)).value)
+        ]
         for label, item in evaluations.items()
         if metric in item.metrics
     }

@@ -6,11 +6,10 @@ from html import escape
 import torch
 from torch import Tensor
 
-from bayesguard.advice import class_gaps, group_gaps
 from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, calibration_error, wilson_interval
 from bayesguard.report import diagrams, tables
 from bayesguard.results import Evaluation
-from bayesguard.summaries import Estimate
+from bayesguard.summaries import Estimate, class_gaps, group_gaps
 
 _MOST_ROWS = 20
 _MOST_PANELS = 6
@@ -23,10 +22,13 @@ def reliability(evaluations: Mapping[str, Evaluation]) -> str:
         severities = sorted(evaluation.reliability)
         if len(severities) > 2:
             severities = [severities[0], severities[len(severities) // 2], severities[-1]]
-        bins = {f"severity {severity:g}" if severity else "clean": evaluation.reliability[severity] for severity in severities}
+        bins = {
+            f"severity {severity:g}" if severity else "clean": evaluation.reliability[severity]
+            for severity in severities
+        }
         panels.append(diagrams.reliability(bins, *_axes(evaluation), label if len(evaluations) > 1 else ""))
     return (
-        "<h2>Can the confidence be believed?</h2><p class=\"note\">On the diagonal it can; points below it promise too much. "
+        '<h2>Can the confidence be believed?</h2><p class="note">On the diagonal it can; points below it promise too much. '
         "Upright lines are Wilson's intervals; the lower panel counts the answers, on a logarithmic axis. Shifts of a "
         f'severity are pooled.</p><div class="panels">{"".join(panels)}</div>'
     )
@@ -73,7 +75,9 @@ def classes(evaluations: Mapping[str, Evaluation]) -> str:
             rows.append((f"class {k}", "".join(f"<td>{value}</td>" for value in values)))
         head = ["comes in", "promised", "gap (points)", "calibration error"]
         panels = [
-            diagrams.reliability({"": _bins(sums, evaluation, k)}, f"probability of class {k}", f"share of class {k}", f"class {k}")
+            diagrams.reliability(
+                {"": _bins(sums, evaluation, k)}, f"probability of class {k}", f"share of class {k}", f"class {k}"
+            )
             for k in worst[:_MOST_PANELS]
         ]
         found.append(_named(label, evaluations) + tables.table(head, rows, "class") + _more(len(errors)))
@@ -99,7 +103,12 @@ def groups(evaluations: Mapping[str, Evaluation]) -> str:
         for name in worst[:_MOST_ROWS]:
             sums = evaluation.by_group[name]
             count, hits = sums.count.sum().item(), sums.hits.sum().item()
-            values = (f"{count:,.0f}", f"{hits / count:.1%}", f"{sums.score.sum().item() / count:.1%}", _gap(gaps[name]))
+            values = (
+                f"{count:,.0f}",
+                f"{hits / count:.1%}",
+                f"{sums.score.sum().item() / count:.1%}",
+                _gap(gaps[name]),
+            )
             rows.append((escape(f"group {name}"), "".join(f"<td>{value}</td>" for value in values)))
         panels = [
             diagrams.reliability({"": _bins(evaluation.by_group[name], evaluation)}, promise, outcome, f"group {name}")
@@ -107,7 +116,9 @@ def groups(evaluations: Mapping[str, Evaluation]) -> str:
         ]
         shown = {f"group {name}": gaps[name] for name in worst[:_MOST_ROWS]}
         found.append(_named(label, evaluations))
-        found.append(tables.table(["answers", outcome, f"mean {promise}", "gap (points)"], rows, "group") + _more(len(gaps)))
+        found.append(
+            tables.table(["answers", outcome, f"mean {promise}", "gap (points)"], rows, "group") + _more(len(gaps))
+        )
         caption = "In the order of the table; intervals are widened for the number of groups."
         found.append(f'<div class="panels">{diagrams.gaps(shown, "Gaps of the groups", caption)}</div>')
         found.append(_folded("Diagrams of the groups with the largest gaps", panels))

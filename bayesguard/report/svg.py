@@ -60,9 +60,7 @@ class Frame(NamedTuple):
 
 def drawing(height: float, name: str, content: str, *, data: str = "") -> str:
     """Return a whole drawing with its name for those who cannot see it."""
-    return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(name)}"{data}>{content}</svg>'
-    )
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(name)}"{data}>{content}</svg>'
 
 
 def point(tip: str, content: str) -> str:

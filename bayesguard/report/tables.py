@@ -104,9 +104,7 @@ def table(columns: Sequence[str], rows: Sequence[tuple[str, str]], corner: str) 
     """Return a table from plain column names, and rows of markup: the row's name and its cells."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in (corner, *columns))
     body = "".join(f'<tr><th scope="row">{name}</th>{row}</tr>' for name, row in rows)
-    return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def cells(found: Mapping[str, Result], labels: Sequence[str], direction: str) -> str:

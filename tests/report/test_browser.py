@@ -13,7 +13,9 @@ from bayesguard import report
 from bayesguard.metrics.functional.binned import wilson_interval
 from bayesguard.predictive import Predictive
 
-BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium found: apt-get install chromium")
 LABELS = ("sure </script>", "honest")
 
@@ -52,7 +54,9 @@ def page(logits: torch.Tensor, labels: torch.Tensor, tmp_path_factory: pytest.Te
     return path
 
 
-def expected(logits: torch.Tensor, labels: torch.Tensor, threshold: float) -> tuple[float, float, float, float, int, int]:
+def expected(
+    logits: torch.Tensor, labels: torch.Tensor, threshold: float
+) -> tuple[float, float, float, float, int, int]:
     """Share answered, error rate and its interval in percent, answered and wrong, by a plain loop."""
     confidence, answer = logits.softmax(-1).max(-1)
     pairs = [(c, a == b) for c, a, b in zip(confidence.tolist(), answer.tolist(), labels.tolist(), strict=True)]
@@ -63,7 +67,9 @@ def expected(logits: torch.Tensor, labels: torch.Tensor, threshold: float) -> tu
     return share, rate, 100 * lower.item(), 100 * upper.item(), len(kept), wrong
 
 
-@pytest.mark.parametrize(("fragment", "threshold"), [("", 0.95), ("#threshold=0.8", 0.8), ("#threshold=0.9985", 0.9985)])
+@pytest.mark.parametrize(
+    ("fragment", "threshold"), [("", 0.95), ("#threshold=0.8", 0.8), ("#threshold=0.9985", 0.9985)]
+)
 def test_slider_moves_the_numbers(
     fragment: str, threshold: float, page: Path, logits: torch.Tensor, labels: torch.Tensor
 ) -> None:

@@ -89,7 +89,9 @@ def test_nothing_is_loaded_from_anywhere(page: str) -> None:
 
 
 def test_policy_names_the_one_script_and_the_one_style(page: str) -> None:
-    policy = next(a["content"] or "" for tag, a in parsed(page).seen if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] or "" for tag, a in parsed(page).seen if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; ")
     assert "unsafe" not in policy
     for tag, pattern in (("script", r"<script>(.*?)</script>"), ("style", r"<style>(.*?)</style>")):
