@@ -207,7 +207,7 @@ def test_the_code_runs_and_helps() -> None:
 def test_all_other_code_names_what_there_is() -> None:
     from bayesguard import advice
 
-    logits, labels = logits_and_labels(800)
+    logits, labels = logits_and_labels(300)
     held_out = (logits.float(), labels)
     for code in (advice._VECTOR, advice._ISOTONIC, "predictor.calibrate(held_out, bg.calibration.PriorCorrection())"):
         ran(code, predictor=bg.Deterministic(nn.Linear(4, 4)), held_out=held_out)
@@ -219,8 +219,8 @@ def test_all_other_code_names_what_there_is() -> None:
     )
     ran(advice._ENSEMBLE, make_network=lambda seed: nn.Linear(4, 4))
     yes = bg.Deterministic(nn.Linear(4, 1), likelihood=bg.likelihoods.Bernoulli())
-    ran(advice._BINARY, predictor=yes, held_out=(logits.float(), (labels > 1).long()))
-    pred, groups = Predictive.from_logits(logits), (torch.arange(800) % 2)
+    ran(advice._BINARY, predictor=yes, held_out=(logits.float(), (labels > 1).long()[:, None]))
+    pred, groups = Predictive.from_logits(logits), (torch.arange(300) % 2)
     ran(advice._BY_GROUP, held_out_pred=pred, held_out_labels=labels, held_out_groups=groups, pred=pred, groups=groups)
     for line in advice._INTERVALS.splitlines():
         numbers = bg.Deterministic(nn.Linear(4, 1), likelihood=bg.likelihoods.Gaussian())

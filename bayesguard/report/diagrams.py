@@ -62,7 +62,7 @@ def reliability(bins_by_name: Mapping[str, ReliabilityBins], promise: str, outco
     ]
     names = list(bins_by_name)
     below = svg.legend(names if len(names) > 1 else []) + details(
-        f"Numbers{' (' + names[0] + ')' * bool(names[0])}", head, numbers
+        f"Numbers ({names[0]})" if names[0] else "Numbers", head, numbers
     )
     return figure(svg.drawing(408, what, "".join(parts)), title=title, below=below)
 

@@ -66,7 +66,12 @@ def _summary(evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _advice(evaluations: Mapping[str, Evaluation]) -> str:
-    found = ["<h2>What to do about it</h2>"]
+    level = next(iter(evaluations.values())).meta["confidence_level"]
+    found = [
+        "<h2>What to do about it</h2>",
+        f'<p class="note">Rules on the numbers and their {level:.0%} intervals: where nothing is wrong, each still speaks in '
+        f"about {1 - level:.0%} of cases.</p>",
+    ]
     for label, evaluation in evaluations.items():
         if len(evaluations) > 1:
             found.append(f"<h3>{escape(label)}</h3>")

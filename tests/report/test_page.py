@@ -128,6 +128,7 @@ def test_diagrams_have_names_tables_have_scopes(page: str) -> None:
     assert all(attributes["scope"] in ("row", "col") for tag, attributes in seen if tag == "th")
     (slider,) = [attributes for tag, attributes in seen if tag == "input"]
     assert f'<label for="{slider["id"]}">' in page
+    assert set(re.findall(r"<summary>(Numbers.*?)</summary>", page)) == {"Numbers", "Numbers (clean)"}
     numbered = [attributes["id"] for _, attributes in seen if "id" in attributes]
     assert len(set(numbered)) == len(numbered)
 
@@ -164,9 +165,9 @@ def test_dense_predictions(tmp_path: Path) -> None:
 
 def test_size_stays_small_for_many_examples_classes_and_groups(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    probs = torch.randn(20_000, 100, generator=generator).mul(3).softmax(-1)
+    probs = torch.randn(5_000, 100, generator=generator).mul(3).softmax(-1)
     labels = probs.multinomial(1, generator=generator).squeeze(-1)
-    groups = (torch.arange(20_000) % 40).tolist()
+    groups = (torch.arange(5_000) % 40).tolist()
     evaluation = bg.evaluate(Predictive.from_probs(probs), labels, metrics=["accuracy"], groups=groups)
     report.to_html({"one": evaluation, "two": evaluation, "three": evaluation}, tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 1_500_000
