@@ -13,19 +13,20 @@ from bayesguard.checks import as_tensor, check_count, check_finite, check_level
 from bayesguard.data import is_one_shot
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
-from bayesguard.metrics.functional.binned import ReliabilityBins, wilson_interval
+from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, bin_index, wilson_interval
 from bayesguard.metrics.functional.calibration import bins_of
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
 from bayesguard.metrics.registry import MetricSpec, Scores, kind_of, specs_for
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictor import Predictor
-from bayesguard.results import CLEAN, MEAN, Evaluation, Result
+from bayesguard.results import CLEAN, MEAN, Answers, Evaluation, Result
 from bayesguard.sampling import derive_seed
 from bayesguard.shifting import AnyShift as AnyShift
 from bayesguard.shifting import chosen_shifts, shifting
 
 NUM_RESAMPLES = 1000
+_NUM_BINS = 15
 
 
 def evaluate(
@@ -80,7 +81,8 @@ def evaluate(
     predictive, targets = predictions(predictor, data, batch_size)
     specs = specs_for(predictive, None if metrics is None else list(metrics))
     sheet.add(CLEAN, 0, None, predictive, targets, specs)
-    for label, rows in _groups(groups, len(predictive)):
+    members = _groups(groups, len(predictive))
+    for label, rows in members:
         sheet.add(CLEAN, 0, label, predictive[rows], targets[rows], specs)
     clean = _answers(predictive, targets)
     pooled = {0.0: clean}
@@ -96,6 +98,9 @@ def evaluate(
         reliability={severity: _bins(parts, confidence_level) for severity, parts in pooled.items() if parts},
         risk=risk_coverage(clean[0].confidence, 1 - clean[0].right) if clean else None,
         doubt={severity: _doubt(parts) for severity, parts in pooled.items() if parts},
+        answers=clean[0] if clean else None,
+        by_class=_by_class(predictive, targets),
+        by_group={label: _by_group(clean[0], rows, len(predictive)) for label, rows in members if clean},
     )
 
 
@@ -156,16 +161,6 @@ class _Cell(NamedTuple):
     group: str | None
     spec: MetricSpec
     scores: Scores
-
-
-class _Answers(NamedTuple):
-    """Class predictions as the diagrams see them, flat: confidence and whether right, promise and outcome, entropy."""
-
-    confidence: Tensor
-    right: Tensor
-    promised: Tensor
-    outcome: Tensor
-    total: Tensor
 
 
 class _Sheet:
@@ -239,7 +234,7 @@ def _groups(groups: Any, count: int) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _answers(predictive: Predictive, targets: Tensor) -> list[_Answers]:
+def _answers(predictive: Predictive, targets: Tensor) -> list[Answers]:
     """Return what the diagrams need, once; nothing for predictions of numbers, which are neither right nor wrong."""
     if isinstance(predictive, CategoricalPredictive):
         confidence, right = top_label(predictive.probs.flatten(0, -2), targets.long().flatten())
@@ -250,19 +245,31 @@ def _answers(predictive: Predictive, targets: Tensor) -> list[_Answers]:
         promised, outcome = predictive.probs.flatten(), targets.double().flatten()
     else:
         return []
-    return [_Answers(confidence, right, promised, outcome, predictive.uncertainty().total.flatten())]
+    return [Answers(confidence, right, promised, outcome, predictive.uncertainty().total.flatten())]
 
 
-def _bins(parts: list[_Answers], confidence_level: float) -> ReliabilityBins:
+def _by_class(predictive: Predictive, targets: Tensor) -> BinnedSums | None:
+    if not isinstance(predictive, CategoricalPredictive):
+        return None
+    return BinnedSums.of_classes(predictive.probs.flatten(0, -2), targets.long().flatten(), _NUM_BINS)
+
+
+def _by_group(answers: Answers, rows: Tensor, count: int) -> BinnedSums:
+    """Return the sums over bins of some examples; dense ones have several answers each."""
+    promised, outcome = (values.reshape(count, -1)[rows].flatten() for values in (answers.promised, answers.outcome))
+    return BinnedSums.of(promised, outcome, bin_index(promised, _NUM_BINS, "width"), _NUM_BINS)
+
+
+def _bins(parts: list[Answers], confidence_level: float) -> ReliabilityBins:
     """Return the bins of several shifts pooled; each shows the same examples, which count once in the intervals."""
     promised, outcome = (torch.cat([getattr(part, name) for part in parts]) for name in ("promised", "outcome"))
-    bins = bins_of(promised, outcome, 15, "width", confidence_level)
+    bins = bins_of(promised, outcome, _NUM_BINS, "width", confidence_level)
     count = bins.count / len(parts)
     limits = wilson_interval(bins.accuracy * count, count, confidence_level)
     return replace(bins, accuracy_lower=limits[0], accuracy_upper=limits[1])
 
 
-def _doubt(parts: list[_Answers]) -> tuple[Tensor, Tensor]:
+def _doubt(parts: list[Answers]) -> tuple[Tensor, Tensor]:
     total, right = (torch.cat([getattr(part, name) for part in parts]) for name in ("total", "right"))
     return total[right == 1], total[right == 0]
 

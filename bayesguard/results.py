@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.binned import ReliabilityBins
+from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins
 from bayesguard.metrics.functional.selective import RiskCoverage
 from bayesguard.metrics.registry import EVALUATION_METRICS
 
@@ -32,6 +32,24 @@ class Result(NamedTuple):
     num_examples: int
 
 
+class Answers(NamedTuple):
+    """Class predictions as diagrams see them, flat `[M]`: M examples, or the elements of dense ones.
+
+    Attributes:
+        confidence: Probability of the answer.
+        right: 1 where the answer is right, else 0.
+        promised: What the calibration error bins: the confidence, or for yes or no the probability of yes.
+        outcome: What came of it: `right`, or for yes or no the target.
+        total: Total uncertainty in nats.
+    """
+
+    confidence: Tensor
+    right: Tensor
+    promised: Tensor
+    outcome: Tensor
+    total: Tensor
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What `evaluate` found.
@@ -42,6 +60,9 @@ class Evaluation:
             in the answer, or for yes or no of the probability of yes. Intervals are Wilson's.
         risk: Risk-coverage curve of the clean data (class predictions only).
         doubt: Total uncertainty in nats of right and of wrong answers, by severity (class predictions only).
+        answers: The answers to the clean data (class predictions only).
+        by_class: Sums over 15 bins of each class's probability `[K, 15]`, clean data (several classes only).
+        by_group: Sums over 15 bins of what `answers` promised, by group (class predictions only).
         meta: Name of the predictor's class, kind of target, seed, level of the intervals, number of resamples, versions.
     """
 
@@ -50,6 +71,9 @@ class Evaluation:
     reliability: dict[float, ReliabilityBins] = field(default_factory=dict, repr=False)
     risk: RiskCoverage | None = field(default=None, repr=False)
     doubt: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    answers: Answers | None = field(default=None, repr=False)
+    by_class: BinnedSums | None = field(default=None, repr=False)
+    by_group: dict[str, BinnedSums] = field(default_factory=dict, repr=False)
 
     @property
     def metrics(self) -> list[str]:

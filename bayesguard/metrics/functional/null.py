@@ -69,13 +69,18 @@ def calibration_error_null(
         >>> null.p_value(0.15).item() < 0.01  # 65 of 100 right
         True
     """
+    values = as_tensor(probs, "probs")
+    confidence, _ = answered(values, values.new_zeros(values.shape[:-1], dtype=torch.long))
+    return null_of(confidence, num_bins=num_bins, num_resamples=num_resamples, seed=seed)
+
+
+def null_of(scores: Tensor, *, num_bins: int = 15, num_resamples: int = 1000, seed: int = 0) -> CalibrationErrorNull:
+    """Return the same of probabilities `[M]` with one outcome each: of confidences, or of yes."""
     check_count(num_bins, "num_bins")
     check_count(num_resamples, "num_resamples")
     generator = stream("cpu", check_count(seed, "seed", minimum=0), "calibration null")
-    values = as_tensor(probs, "probs")
-    confidence, _ = answered(values, values.new_zeros(values.shape[:-1], dtype=torch.long))
-    index = bin_index(confidence, num_bins, "width")
-    ordered = confidence.double()[index.argsort(stable=True)]
+    index = bin_index(scores, num_bins, "width")
+    ordered = scores.double()[index.argsort(stable=True)]
     mean, errors = ordered.new_zeros(()), ordered.new_zeros(num_resamples)
     for chances in ordered.split(torch.bincount(index).tolist()):
         if len(chances):
