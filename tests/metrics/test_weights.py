@@ -103,8 +103,8 @@ FUNCTIONS: dict[str, Callable[[dict[str, Tensor], Any], Any]] = {
 COUNTS = {"area_under_risk_coverage", "excess_area_under_risk_coverage", "kernel_calibration_error"}
 # Not one number of all rows; tested below.
 OTHERS = {"risk_coverage", "worst_slab_coverage", "effective_sample_size"}
-# Tests and nulls, whose law is that of independent rows that count alike; the transform is of each row.
-WITHOUT = {"calibration_test", "pit_uniformity_test", "calibration_error_null", "pit"}
+# Tests, nulls and exact intervals, whose law is that of independent rows that count alike; the transform is of each row.
+WITHOUT = {"calibration_test", "pit_uniformity_test", "calibration_error_null", "pit", "group_calibration"}
 
 
 def numbers(found: Any) -> Tensor:

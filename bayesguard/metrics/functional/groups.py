@@ -7,9 +7,11 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, check_count, check_level, check_shape
 from bayesguard.errors import BadInput, BadType
-from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
-from bayesguard.metrics.functional.binned import bin_index, calibration_error
+from bayesguard.metrics.bootstrap import basic_interval
+from bayesguard.metrics.functional.binned import BinnedSums, bin_index
 from bayesguard.metrics.functional.inputs import answered
+from bayesguard.metrics.state import resampled
+from bayesguard.sampling import stream
 
 
 class GroupCalibration(NamedTuple):
@@ -173,14 +175,7 @@ def _error(
     """The debiased calibration error of one group, and its bootstrap interval."""
     if not len(right):
         return torch.nan, torch.nan, torch.nan
-    place = torch.nn.functional.one_hot(index, num_bins).double()
-    sums = torch.cat([place, place * confidence.unsqueeze(-1), place * right.unsqueeze(-1)], 1)
-
-    def error(row: Tensor) -> Tensor:
-        count, score, hits = row.split(num_bins)
-        return calibration_error(count, score, hits, "l2", debiased=True)
-
-    found = float(error(sums.sum(0)))
-    chunks = bootstrap_weights(len(right), num_resamples, seed)
-    drawn = torch.cat([torch.vmap(error)(weights.to(sums) @ sums) for weights in chunks])
-    return found, *basic_interval(found, drawn, level, (0.0, 1.0))
+    sums = BinnedSums.of(confidence, right, index, num_bins)
+    found = float(sums.error("l2", debiased=True))
+    drawn = resampled(sums, num_resamples, stream("cpu", seed, "bootstrap of sums")).errors("l2", debiased=True)
+    return found, *basic_interval(found, drawn.clamp_min(0).sqrt(), level, (0.0, 1.0))
