@@ -42,6 +42,7 @@ class Evaluation:
             in the answer, or for yes or no of the probability of yes. Intervals are Wilson's.
         risk: Risk-coverage curve of the clean data (class predictions only).
         doubt: Total uncertainty in nats of right and of wrong answers, by severity (class predictions only).
+        simultaneous: The groups' numbers again, with intervals that hold for all groups of a metric at once.
         meta: Name of the predictor's class, kind of target, seed, level of the intervals, number of resamples, versions.
     """
 
@@ -50,6 +51,7 @@ class Evaluation:
     reliability: dict[float, ReliabilityBins] = field(default_factory=dict, repr=False)
     risk: RiskCoverage | None = field(default=None, repr=False)
     doubt: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    simultaneous: tuple[Result, ...] = field(default=(), repr=False)
 
     @property
     def metrics(self) -> list[str]:
@@ -83,10 +85,13 @@ class Evaluation:
     def worst_group(self, metric: str) -> Result:
         """Return the group with the worst value of a metric; groups where it is undefined are passed over.
 
+        Chance helps to pick the worst of many, which looks worse than it is. Its interval holds for all groups at once, and
+        so for the one that was picked.
+
         Raises:
             BadInput: No groups, or a metric that is neither better nor worse when larger.
         """
-        rows = [result for result in self.results if result.metric == metric and result.group is not None]
+        rows = [result for result in self.simultaneous if result.metric == metric]
         if not rows:
             raise BadInput(f"the evaluation has no groups with {metric!r}; pass groups= to evaluate")
         direction = EVALUATION_METRICS[metric].direction
@@ -98,14 +103,15 @@ class Evaluation:
     def table(self) -> str:
         """Return a table for the terminal: clean data, severities and groups by metrics, with intervals.
 
-        Under it the worst group by each metric is named. The worst of many looks worse than it is, since chance helps
-        to pick it: read its interval.
+        Under it the worst group by each metric is named, with the interval of `worst_group`.
         """
         text = combined_table({"": self})
         if any(result.group is not None for result in self.results):
             judged = [metric for metric in self.metrics if EVALUATION_METRICS[metric].direction != "none"]
-            worst = [f"{EVALUATION_METRICS[metric].label}: {self.worst_group(metric).group}" for metric in judged]
-            text += f"\nworst group by {', '.join(worst)}"
+            for metric in judged:
+                worst = self.worst_group(metric)
+                text += f"\nworst group by {EVALUATION_METRICS[metric].label}: {worst.group} with {show(worst)}"
+            text += f"\n[{self.meta['confidence_level']:.0%} intervals of the worst hold for all groups at once]"
         return text
 
     def to_frame(self) -> Any:
@@ -122,7 +128,10 @@ class Evaluation:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the results as JSON, and write them to `path` if one is given; NaN and infinity are null."""
-        return to_json({"meta": self.meta, "results": [result._asdict() for result in self.results]}, path)
+        tree: dict[str, Any] = {"meta": self.meta, "results": [result._asdict() for result in self.results]}
+        if self.simultaneous:
+            tree["simultaneous"] = [result._asdict() for result in self.simultaneous]
+        return to_json(tree, path)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Return a matplotlib figure of the evaluation, and save it to `path` if one is given."""

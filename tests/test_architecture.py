@@ -35,7 +35,7 @@ LEVELS = [
         "training_setup",
         "transfer",
     },
-    {"shifting"},
+    {"grouping", "sheet", "shifting"},
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},

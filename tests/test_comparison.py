@@ -41,7 +41,7 @@ def test_exact_differences() -> None:
     assert row.value == pytest.approx(-np.log([0.6, 0.4, 0.7, 0.8]).mean())
     assert row.difference == pytest.approx(row.value + np.log([0.9, 0.8, 0.7, 0.4]).mean())
     assert find(comparison.differences, "b", "accuracy").difference == 0
-    assert find(comparison.differences, "a", "nll")[3:] == (0, 0, 0)
+    assert find(comparison.differences, "a", "nll")[3:] == (0, 0, 0, 1)
 
 
 def test_other_baseline_turns_the_sign() -> None:

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
-from bayesguard.evaluation import evaluate, interval
+from bayesguard.evaluation import evaluate
 from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
 from bayesguard.metrics.registry import EVALUATION_METRICS
 from bayesguard.predictive import Predictive
 from bayesguard.results import Evaluation, Result, combined_table, show
+from bayesguard.sheet import Drawn
 
 PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -110,8 +111,8 @@ def test_intervals_of_half_the_width_would_be_noticed() -> None:
 def test_interval_holds_its_value_and_stays_in_bounds() -> None:
     above = torch.linspace(0.03, 0.05, 1000, dtype=torch.float64)
     assert basic_interval(0.01, above, 0.95, (0.0, 1.0))[1] < 0.01
-    assert interval(0.01, above, 0.95, (0.0, 1.0)) == (0.0, 0.01)
-    assert all(math.isnan(limit) for limit in interval(math.nan, above, 0.95))
+    assert Drawn(0.01, above).interval(0.95, (0.0, 1.0)) == (0.0, 0.01)
+    assert all(math.isnan(limit) for limit in Drawn(math.nan, above).interval(0.95))
 
 
 def test_seed_decides_and_random_state_is_untouched() -> None:

@@ -54,6 +54,10 @@ class Scores(ABC):
         NaN where the metric has no value: no weight at all, or nothing but right answers to rank.
         """
 
+    def signed_gaps(self, weights: Tensor) -> Tensor | None:
+        """Return gaps `[R, M]` whose absolute values add up to the metric, None if it is no such sum."""
+        return None
+
     @property
     @abstractmethod
     def rows(self) -> Tensor:
@@ -113,6 +117,12 @@ class Binned(Scores):
             total += (weights @ self._by_row(slice(start, start + step))).abs().sum(-1)
         return total / (weights.sum(-1) * columns)
 
+    def signed_gaps(self, weights: Tensor) -> Tensor | None:
+        if self.by_column:  # too many to be kept for every resample
+            return None
+        weights = weights.to(self.gaps)
+        return weights @ self._by_row(slice(None)) / (weights.sum(-1, keepdim=True) * self.gaps.shape[1])
+
     def _by_row(self, columns: slice) -> Tensor:
         """Return the gaps of every example summed by bin, `[N, B]`, or `[N, columns * B]`."""
         gaps, index = self.gaps[:, columns], self.index[:, columns]
@@ -159,8 +169,11 @@ class Levels(Scores):
         return self.below
 
     def resample(self, weights: Tensor) -> Tensor:
+        return self.signed_gaps(weights).abs().sum(-1)
+
+    def signed_gaps(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.below)
-        return (weights @ self.below / weights.sum(-1, keepdim=True) - self.levels).abs().mean(-1)
+        return (weights @ self.below / weights.sum(-1, keepdim=True) - self.levels) / len(self.levels)
 
 
 @dataclass(frozen=True)
