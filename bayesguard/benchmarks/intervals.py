@@ -23,7 +23,9 @@ from bayesguard.sheet import NUM_RESAMPLES, Interval, Sheet
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 KINDS: tuple[Interval | None, ...] = (None, "basic", "percentile", "bca")
-TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
+TEMPERATURES = (1.25, 2.0, 1.0)
+# Data sets that share their resamples, which are drawn anew for the next ones.
+_TOGETHER = 20
 _LEVEL, _SPREAD, _BINS, _NODES = 0.95, 2.0, 15, 60
 
 
@@ -75,23 +77,26 @@ def coverage(
 ) -> list[Coverage]:
     """Draw `runs` data sets, and count how often each kind of interval of each metric holds the truth."""
     wanted = truths(temperature)
-    ends = torch.empty(runs, len(metrics), len(kinds), 2, dtype=torch.float64)
-    for run in range(runs):
-        generator = stream("cpu", seed, "intervals", repr(temperature), num_examples, run)
-        z = _SPREAD * torch.randn(num_examples, generator=generator, dtype=torch.float64)
-        targets = (
-            torch.rand(num_examples, generator=generator, dtype=torch.float64) < (z / temperature).sigmoid()
-        ).long()
-        answers = Predictive.from_probs(z.sigmoid())
-        sheet = Sheet(_LEVEL, derive_seed(seed, run), "bca" if "bca" in kinds else None, None)
-        sheet.add(CLEAN, 0, answers, targets, specs_for(answers, list(metrics)))
-        for row, (cell, number) in enumerate(zip(sheet.cells, sheet.drawn(), strict=True)):
-            limits = [number.interval(_LEVEL, cell.spec.bounds, kind) for kind in kinds]
-            ends[run, row] = torch.tensor(limits, dtype=torch.float64)
+    ends: list[list[list[tuple[float, float]]]] = []
+    for first in range(0, runs, _TOGETHER):
+        sheet = Sheet(_LEVEL, derive_seed(seed, first), "bca" if "bca" in kinds else None, None)
+        for run in range(first, min(first + _TOGETHER, runs)):
+            generator = stream("cpu", seed, "intervals", repr(temperature), num_examples, run)
+            z = _SPREAD * torch.randn(num_examples, generator=generator, dtype=torch.float64)
+            chance = torch.rand(num_examples, generator=generator, dtype=torch.float64)
+            answers = Predictive.from_probs(z.sigmoid())
+            targets = (chance < (z / temperature).sigmoid()).long()
+            sheet.add(CLEAN, run, answers, targets, specs_for(answers, list(metrics)))
+        limits = [
+            [number.interval(_LEVEL, cell.spec.bounds, kind) for kind in kinds]
+            for cell, number in zip(sheet.cells, sheet.drawn(), strict=True)
+        ]
+        ends += [limits[start : start + len(metrics)] for start in range(0, len(limits), len(metrics))]
+    all_ends = torch.tensor(ends, dtype=torch.float64)
     found = []
     for row, metric in enumerate(metrics):
         for column, kind in enumerate(kinds):
-            lower, upper = ends[:, row, column].unbind(-1)
+            lower, upper = all_ends[:, row, column].unbind(-1)
             above, below = (
                 (lower > wanted[metric]).double().mean().item(),
                 (upper < wanted[metric]).double().mean().item(),
