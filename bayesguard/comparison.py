@@ -175,7 +175,8 @@ def _pairs(scores: dict[str, dict[str, Scores]], first: str, seed: int, clusters
 def _less(values: Tensor, others: Tensor) -> Tensor:
     """Return the difference, exactly 0 where it is only what rounding leaves."""
     difference = values - others
-    return difference.where(difference.abs() > 1e-13 * (values.abs() + others.abs()), 0.0 * difference)
+    rounding = difference.isfinite() & (difference.abs() <= 1e-13 * (values.abs() + others.abs()))
+    return difference.masked_fill(rounding, 0.0)
 
 
 def _tests(pairs: Sequence[_Pair], level: float, correction: str | None) -> Iterator[Difference]:
