@@ -168,7 +168,8 @@ def inverted_interval(
             low, high = (middle, high) if larger > (1 - level) * len(noise) else (low, middle)
         return float(moved(high).abs().sum())
 
-    most = float((gaps.abs() / variance)[variance > 0].max())
+    # A little more than what takes the last gap to 0, which rounding would leave just above.
+    most = float((gaps.abs() / variance)[variance > 0].max()) * (1 + 1e-9)
     # Stretched by the largest sums of noise, the gaps have an estimate above the given one but for the tail.
     least = -float(torch.quantile(noise.abs().sum(-1), 1 - tail) / variance.sum())
     lower, upper = end(1 - tail, 0.0, most), end(tail, least, most)
