@@ -130,7 +130,7 @@ def inverted_interval(
     """Return the sums of true absolute gaps `sum |g|` at which the estimated one would not be unlikely.
 
     Noise adds to every absolute gap, the more the smaller the gap is, so that an interval that moves the noise as it is
-    about the estimated gaps covers too seldom, and a sum of 0 about half of the time. Here the gaps behind the noise are
+    about the estimated gaps covers too seldom, and a sum of 0 less than half of the time. Here the gaps behind the noise are
     moved with the candidate: for each sum t they are those of that sum nearest to the estimated ones, measured in standard errors
     (every gap shrunk or stretched by a multiple of its variance), and t belongs to the interval if the estimate lies
     between the tails of the sum that these gaps have under the noise. The lower end is above 0 no more often than the
