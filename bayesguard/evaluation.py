@@ -17,6 +17,7 @@ from bayesguard.metrics.functional.binned import ReliabilityBins, wilson_interva
 from bayesguard.metrics.functional.calibration import bins_of
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
+from bayesguard.metrics.parts import in_parts, scores_of
 from bayesguard.metrics.registry import MetricSpec, Scores, kind_of, specs_for
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictor import Predictor
@@ -36,8 +37,10 @@ def evaluate(
     shifts: str | Sequence[AnyShift] | None = None,
     groups: object = None,
     confidence_level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Evaluation:
     """Evaluate predictions against data, clean and shifted.
 
@@ -55,12 +58,14 @@ def evaluate(
             the first positional input of each batch; None for clean data only.
         groups: A label for each example `[N]`: results for each group of the clean data.
         confidence_level: Of the intervals.
+        num_resamples: Of the bootstrap; 0 for numbers without intervals, whose ends are NaN.
         seed: Of the resamples and of the shifts.
         batch_size: Rows a batch, where `data` holds arrays.
+        progress: True for a progress bar on standard error while the bootstrap runs, if that takes seconds.
 
     Raises:
-        BadInput: Unknown metrics, groups of another length or for shuffled data; with shifts, data that can be read
-            once only or that come in another order on the next pass.
+        BadInput: Unknown metrics, too few resamples for the level, groups of another length or for shuffled data; with
+            shifts, data that can be read once only or that come in another order on the next pass.
 
     Examples:
         >>> evaluation = evaluate(Predictive.from_probs([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
@@ -68,6 +73,7 @@ def evaluate(
         (1.0, 0.15)
     """
     check_level(confidence_level, "confidence_level")
+    check_num_resamples(num_resamples, confidence_level)
     check_count(seed, "seed", minimum=0)
     chosen = chosen_shifts(shifts, seed)
     if chosen and isinstance(predictor, Predictive):
@@ -76,13 +82,15 @@ def evaluate(
         raise BadInput("data is an iterator, but shifts read it several times; pass a list of batches or a DataLoader")
     if groups is not None:
         check_order(data, "groups")
-    sheet = _Sheet(confidence_level, seed)
+    sheet = _Sheet(confidence_level, seed, num_resamples, progress)
     predictive, targets = predictions(predictor, data, batch_size)
     specs = specs_for(predictive, None if metrics is None else list(metrics))
+    clean = _answers(predictive, targets)
+    # First, while little else is kept: sorting takes more memory than all the rest.
+    risk = risk_coverage(clean[0].confidence, 1 - clean[0].right) if clean else None
     sheet.add(CLEAN, 0, None, predictive, targets, specs)
     for label, rows in _groups(groups, len(predictive)):
         sheet.add(CLEAN, 0, label, predictive[rows], targets[rows], specs)
-    clean = _answers(predictive, targets)
     pooled = {0.0: clean}
     for shift in chosen:
         assert isinstance(predictor, Predictor)
@@ -92,9 +100,9 @@ def evaluate(
         pooled.setdefault(float(shift.severity), []).extend(_answers(shifted, same))
     return Evaluation(
         results=sheet.results(),
-        meta={"name": type(predictor).__name__, **_meta(predictive, confidence_level, seed)},
+        meta={"name": type(predictor).__name__, **_meta(predictive, confidence_level, num_resamples, seed)},
         reliability={severity: _bins(parts, confidence_level) for severity, parts in pooled.items() if parts},
-        risk=risk_coverage(clean[0].confidence, 1 - clean[0].right) if clean else None,
+        risk=risk,
         doubt={severity: _doubt(parts) for severity, parts in pooled.items() if parts},
     )
 
@@ -138,11 +146,21 @@ def check_order(data: Any, why: str) -> None:
         raise BadInput(f"data is shuffled, and {why} go by the order of its rows; use a loader with shuffle=False")
 
 
+def check_num_resamples(num_resamples: int, confidence_level: float) -> None:
+    """Raise BadInput for fewer resamples than leave one beyond each end of an interval; 0 asks for no intervals."""
+    needed = math.ceil(2 / (1 - confidence_level) - 1e-6)
+    if 0 < check_count(num_resamples, "num_resamples", minimum=0) < needed:
+        raise BadInput(
+            f"num_resamples is {num_resamples}, too few for intervals of level {confidence_level:g}; pass at least "
+            f"{needed}, or 0 for numbers without intervals"
+        )
+
+
 def interval(
     value: float, resampled: Tensor, confidence_level: float, bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float, float]:
-    """Return the basic interval, widened where it would miss the value itself; NaN for a value that is undefined."""
-    if math.isnan(value):
+    """Return the basic interval, widened where it would miss the value itself; NaN without a value or resamples."""
+    if math.isnan(value) or not len(resampled):
         return math.nan, math.nan
     lower, upper = basic_interval(value, resampled, confidence_level, bounds)
     return min(lower, value), max(upper, value)
@@ -171,8 +189,9 @@ class _Answers(NamedTuple):
 class _Sheet:
     """The cells of an evaluation, resampled together at the end."""
 
-    def __init__(self, confidence_level: float, seed: int) -> None:
+    def __init__(self, confidence_level: float, seed: int, num_resamples: int, progress: bool | None) -> None:
         self.confidence_level, self.seed = confidence_level, seed
+        self.num_resamples, self.progress = num_resamples, progress
         self.cells: list[_Cell] = []
 
     def add(
@@ -185,8 +204,8 @@ class _Sheet:
         specs: Sequence[MetricSpec],
     ) -> None:
         """Keep what the metrics need of some predictions."""
-        for spec in specs:
-            self.cells.append(_Cell(shift, severity, group, spec, spec.scores(predictive, targets)))
+        for spec, scores in zip(specs, scores_of(specs, predictive, targets), strict=True):
+            self.cells.append(_Cell(shift, severity, group, spec, scores))
 
     def results(self) -> tuple[Result, ...]:
         """Return every cell's number, then the means over the shifts of each severity."""
@@ -199,15 +218,22 @@ class _Sheet:
 
     def _resample(self) -> list[Tensor]:
         """Return every cell's values over the resamples; the examples of a group are resampled among themselves."""
+        from tqdm import tqdm
+
         parts: list[list[Tensor]] = [[] for _ in self.cells]
-        for group in dict.fromkeys(cell.group for cell in self.cells):
-            places = [place for place, cell in enumerate(self.cells) if cell.group == group]
-            count = self.cells[places[0]].scores.num_examples
-            seed = self.seed if group is None else derive_seed(self.seed, "group", group)
-            for weights in bootstrap_weights(count, NUM_RESAMPLES, seed):
-                for place in places:
-                    parts[place].append(self.cells[place].scores.resample(weights))
-        return [torch.cat(part) for part in parts]
+        groups = dict.fromkeys(cell.group for cell in self.cells)
+        total = len(groups) * self.num_resamples
+        # Without a delay every short evaluation would flash a bar.
+        with tqdm(total=total, desc="bootstrap", leave=False, delay=2, disable=not self.progress) as bar:
+            for group in groups if self.num_resamples else ():
+                places = [place for place, cell in enumerate(self.cells) if cell.group == group]
+                count = self.cells[places[0]].scores.num_examples
+                seed = self.seed if group is None else derive_seed(self.seed, "group", group)
+                for weights in bootstrap_weights(count, self.num_resamples, seed):
+                    for place in places:
+                        parts[place].append(self.cells[place].scores.resample(weights))
+                    bar.update(len(weights))
+        return [torch.cat(part) if part else torch.empty(0, dtype=torch.float64) for part in parts]
 
     def _means(self, values: list[float], resampled: list[Tensor]) -> list[Result]:
         together: dict[tuple[float, str], list[int]] = {}
@@ -241,16 +267,20 @@ def _groups(groups: Any, count: int) -> list[tuple[str, Tensor]]:
 
 def _answers(predictive: Predictive, targets: Tensor) -> list[_Answers]:
     """Return what the diagrams need, once; nothing for predictions of numbers, which are neither right nor wrong."""
-    if isinstance(predictive, CategoricalPredictive):
-        confidence, right = top_label(predictive.probs.flatten(0, -2), targets.long().flatten())
-        promised, outcome = confidence, right
-    elif isinstance(predictive, BernoulliPredictive):
-        confidence, right = predictive.confidence.flatten(), (predictive.labels == targets).double().flatten()
-        # As for the calibration error of yes or no: what is promised is the probability of yes.
-        promised, outcome = predictive.probs.flatten(), targets.double().flatten()
-    else:
+    if not isinstance(predictive, CategoricalPredictive | BernoulliPredictive):
         return []
-    return [_Answers(confidence, right, promised, outcome, predictive.uncertainty().total.flatten())]
+    confidence, right, total, *binary = in_parts(_part_answers, predictive, targets)
+    promised, outcome = binary or (confidence, right)
+    return [_Answers(confidence, right, promised, outcome, total)]
+
+
+def _part_answers(predictive: Predictive, targets: Tensor) -> list[Tensor]:
+    total = predictive.uncertainty().total.flatten()
+    if isinstance(predictive, CategoricalPredictive):
+        return [*top_label(predictive.probs.flatten(0, -2), targets.long().flatten()), total]
+    confidence, right = predictive.confidence.flatten(), (predictive.labels == targets).double().flatten()
+    # As for the calibration error of yes or no: what is promised is the probability of yes.
+    return [confidence, right, total, predictive.probs.flatten(), targets.double().flatten()]
 
 
 def _bins(parts: list[_Answers], confidence_level: float) -> ReliabilityBins:
@@ -267,14 +297,14 @@ def _doubt(parts: list[_Answers]) -> tuple[Tensor, Tensor]:
     return total[right == 1], total[right == 0]
 
 
-def _meta(predictive: Predictive, confidence_level: float, seed: int) -> dict[str, Any]:
+def _meta(predictive: Predictive, confidence_level: float, num_resamples: int, seed: int) -> dict[str, Any]:
     from bayesguard import __version__
 
     return {
         "kind": kind_of(predictive),
         "num_examples": len(predictive),
         "confidence_level": confidence_level,
-        "num_resamples": NUM_RESAMPLES,
+        "num_resamples": num_resamples,
         "seed": seed,
         "bayesguard": __version__,
         "torch": torch.__version__,

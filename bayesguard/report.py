@@ -81,9 +81,12 @@ def to_html(evaluations: Mapping[str, Evaluation], path: str | Path, *, title: s
 
 def _summary(evaluation: Evaluation) -> str:
     level = evaluation.meta["confidence_level"]
+    brackets = f"Square brackets are {level:.0%} bootstrap intervals over examples; a"
+    if not evaluation.meta["num_resamples"]:
+        brackets = "A"
     return (
-        f'<p class="note">{evaluation.meta["num_examples"]} examples. Square brackets are {level:.0%} bootstrap '
-        "intervals over examples; a shaded number is the best of its row.</p>"
+        f'<p class="note">{evaluation.meta["num_examples"]} examples. {brackets} shaded number is the best of its '
+        "row.</p>"
     )
 
 

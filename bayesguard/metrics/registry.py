@@ -25,7 +25,7 @@ from bayesguard.predictive import (
     RecalibratedPredictive,
     SamplePredictive,
 )
-from bayesguard.predictive.numerics import BUDGET
+from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
 Kind = Literal["categorical", "binary", "continuous", "count", "samples"]
 _KINDS: tuple[tuple[type[Predictive], Kind], ...] = (
@@ -105,17 +105,21 @@ class Binned(Scores):
 
     def resample(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.gaps)
-        columns = self.gaps.shape[1]
-        step = max(1, BUDGET // (self.num_examples * _NUM_BINS)) if self.by_column else columns
+        count, columns = self.gaps.shape
+        step = max(1, BUDGET // (count * _NUM_BINS)) if self.by_column else columns
         total = weights.new_zeros(len(weights))
         for start in range(0, columns, step):
+            several = slice(start, start + step)
             # The share of a bin times its gap is its summed gap over all weight: no counts are needed.
-            total += (weights @ self._by_row(slice(start, start + step))).abs().sum(-1)
+            parts = [
+                weights[:, rows] @ self._by_row(several, rows) for rows in slices(count, _NUM_BINS * BUDGET // CACHED)
+            ]
+            total += torch.stack(parts).sum(0).abs().sum(-1)
         return total / (weights.sum(-1) * columns)
 
-    def _by_row(self, columns: slice) -> Tensor:
-        """Return the gaps of every example summed by bin, `[N, B]`, or `[N, columns * B]`."""
-        gaps, index = self.gaps[:, columns], self.index[:, columns]
+    def _by_row(self, columns: slice, examples: slice = slice(None)) -> Tensor:
+        """Return the gaps of every example summed by bin, `[n, B]`, or `[n, columns * B]`."""
+        gaps, index = self.gaps[examples, columns], self.index[examples, columns]
         rows, width = gaps.shape
         bins = _NUM_BINS
         if self.by_column:

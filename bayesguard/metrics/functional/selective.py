@@ -8,6 +8,7 @@ from torch import Tensor
 from bayesguard.checks import as_tensor, bad_row, check_finite
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional.inputs import answered, element_weights, paired
+from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
 
 class RiskCoverage(NamedTuple):
@@ -34,12 +35,18 @@ def risk_coverage(confidence: object, errors: object) -> RiskCoverage:
     sure, losses = _losses(confidence, errors)
     order = sure.argsort(descending=True, stable=True)
     ordered, totals = sure[order], _from_zero(losses[order].cumsum(-1))
-    kept = torch.arange(1, len(order) + 1, dtype=torch.float64, device=order.device)
+    del sure, losses, order  # of millions of rows, every copy counts
+    kept = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=ordered.device)
     if not bool((ordered[1:] == ordered[:-1]).any()):
-        return RiskCoverage(kept / len(order), totals[1:] / kept)
+        return RiskCoverage(kept / len(kept), totals[1:] / kept)
     starts, ends = _ties(ordered)
-    within = (kept - starts) / (ends + 1 - starts) * (totals[ends + 1] - totals[starts])
-    return RiskCoverage(kept / len(order), (totals[starts] + within) / kept)
+    del ordered
+    risk = torch.empty_like(kept)
+    for rows in slices(len(kept), BUDGET // CACHED):
+        start, end, count = starts[rows], ends[rows], kept[rows]
+        within = (count - start) / (end + 1 - start) * (totals[end + 1] - totals[start])
+        risk[rows] = (totals[start] + within) / count
+    return RiskCoverage(kept / len(kept), risk)
 
 
 def area_under_risk_coverage(confidence: object, errors: object) -> Tensor:
@@ -238,9 +245,10 @@ def _weighted_losses(confidence: object, errors: object, weights: object) -> tup
 
 def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each place in a sorted sequence where its run of equal values starts and ends."""
-    _, group, sizes = ordered.unique_consecutive(return_inverse=True, return_counts=True)
-    ends = sizes.cumsum(0) - 1
-    return (ends - sizes + 1)[group], ends[group]
+    group, sizes = ordered.unique_consecutive(return_inverse=True, return_counts=True)[1:]
+    ends = sizes.cumsum(0).sub_(1)
+    starts = ends.add(1).sub_(sizes)
+    return starts[group], ends[group]
 
 
 def _from_zero(sums: Tensor) -> Tensor:
