@@ -41,7 +41,9 @@ def scores_of(specs: Sequence[MetricSpec], predictive: Predictive, targets: Tens
     latest: list[Scores] = []
 
     def tensors(part: Predictive, answers: Tensor) -> list[Tensor]:
-        latest[:] = [spec.scores(part, answers) for spec in specs]
+        # All but the likelihood ask for nothing but the probabilities, which are then computed once.
+        probs = part.probs if isinstance(part, CategoricalPredictive) else part
+        latest[:] = [spec.scores(part if spec.name == "nll" else probs, answers) for spec in specs]
         return [getattr(scores, name) for scores in latest for name in _tensor_names(scores)]
 
     try:
