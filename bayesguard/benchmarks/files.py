@@ -45,7 +45,7 @@ def read(name: str, data_dir: str | Path | None = None) -> dict[str, Any]:
 
 def _archive(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise BadFile(f"{path} cannot be read ({error}); fetch it again") from None

@@ -14,21 +14,69 @@ from bayesguard.errors import BadFile
 
 Arrays = dict[str, Any]
 
-_ADULT = (
-    "age workclass fnlwgt education education_num marital_status occupation relationship race sex "
-    "capital_gain capital_loss hours_per_week native_country"
-).split()
+_ADULT = [
+    "age",
+    "workclass",
+    "fnlwgt",
+    "education",
+    "education_num",
+    "marital_status",
+    "occupation",
+    "relationship",
+    "race",
+    "sex",
+    "capital_gain",
+    "capital_loss",
+    "hours_per_week",
+    "native_country",
+]
 _ADULT_NUMBERS = ["age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week"]
-_GERMAN = (
-    "checking_status duration_months credit_history purpose credit_amount savings employment_since installment_rate_pct "
-    "personal_status_sex other_debtors residence_since property age_years other_installment_plans housing "
-    "existing_credits job people_liable telephone foreign_worker"
-).split()
-_GERMAN_NUMBERS = (
-    "duration_months credit_amount installment_rate_pct residence_since age_years existing_credits people_liable"
-).split()
+_GERMAN = [
+    "checking_status",
+    "duration_months",
+    "credit_history",
+    "purpose",
+    "credit_amount",
+    "savings",
+    "employment_since",
+    "installment_rate_pct",
+    "personal_status_sex",
+    "other_debtors",
+    "residence_since",
+    "property",
+    "age_years",
+    "other_installment_plans",
+    "housing",
+    "existing_credits",
+    "job",
+    "people_liable",
+    "telephone",
+    "foreign_worker",
+]
+_GERMAN_NUMBERS = [
+    "duration_months",
+    "credit_amount",
+    "installment_rate_pct",
+    "residence_since",
+    "age_years",
+    "existing_credits",
+    "people_liable",
+]
 _FEMALE = ("A92", "A95")
-_BIKE = "season year month hour holiday weekday workingday weathersit temp feelingTemp humidity windspeed".split()
+_BIKE = [
+    "season",
+    "year",
+    "month",
+    "hour",
+    "holiday",
+    "weekday",
+    "workingday",
+    "weathersit",
+    "temp",
+    "feelingTemp",
+    "humidity",
+    "windspeed",
+]
 
 Rows = list[list[str]]
 
