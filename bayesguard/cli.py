@@ -148,11 +148,21 @@ def shift(
     seed: Annotated[int, typer.Option(help="Of the split, the networks, the shifts and the intervals.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
 ) -> None:
     """Calibration on shifted data, before and after temperature scaling."""
     from bayesguard.benchmarks.shift import METHODS, run
 
-    run(data, methods=method or list(METHODS), device=device, out=out, seed=seed, epochs=epochs, limit=limit)
+    run(
+        data,
+        methods=method or list(METHODS),
+        device=device,
+        out=out,
+        seed=seed,
+        epochs=epochs,
+        limit=limit,
+        data_dir=data_dir,
+    )
 
 
 @benchmark.command()
@@ -163,11 +173,12 @@ def unseen(
     seed: Annotated[int, typer.Option(help="Of the split, the networks and the shifts.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
 ) -> None:
     """Calibration on kinds of shift that calibration never saw."""
     from bayesguard.benchmarks.unseen import run
 
-    run(data, device=device, out=out, seed=seed, epochs=epochs, limit=limit)
+    run(data, device=device, out=out, seed=seed, epochs=epochs, limit=limit, data_dir=data_dir)
 
 
 @benchmark.command()
