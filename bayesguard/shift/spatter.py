@@ -15,7 +15,7 @@ from bayesguard.shift.resample import correlate, filter_matrix, pixel_grid, sepa
 
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
 FARTHEST = 20  # distances are counted up to here, in pixels of a 32-pixel image
-CONTRAST = 150  # slope of an outline, of 255 levels
+STEEP, GENTLE = 150, 50  # slopes of an outline, of 255 levels: where it may begin, where it goes on
 EMBOSS = np.array([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
 
 
@@ -64,7 +64,7 @@ def relief(drops: Tensor) -> Tensor:
 
 
 def outline(liquid: Tensor) -> Tensor:
-    """Return the outlines of drops `[N, 1, H, W]` as booleans: the Canny filter without its hysteresis.
+    """Return the outlines of drops `[N, 1, H, W]` as booleans: the Canny filter.
 
     References:
         Canny (1986), A computational approach to edge detection, IEEE TPAMI 8(6), with Sobel differences.
@@ -88,7 +88,16 @@ def outline(liquid: Tensor) -> Tensor:
     upright = (slope > beside(-1, 0)) & (slope >= beside(1, 0))
     across = (slope > beside(0, -1)) & (slope >= beside(0, 1))
     peak = torch.where(down.abs() < flat, across, torch.where(down.abs() > steep, upright, diagonal))
-    return peak & (slope > CONTRAST)
+    return connected(peak & (slope > STEEP), peak & (slope > GENTLE))
+
+
+def connected(seeds: Tensor, allowed: Tensor) -> Tensor:
+    """Return the pixels of `allowed [N, 1, H, W]` that hang together with `seeds`, corners included."""
+    while True:
+        grown = (F.max_pool2d(seeds.float(), 3, stride=1, padding=1) > 0) & allowed
+        if torch.equal(grown, seeds):
+            return seeds
+        seeds = grown
 
 
 def distance_to(rim: Tensor, dtype: torch.dtype) -> Tensor:

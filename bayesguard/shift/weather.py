@@ -30,6 +30,8 @@ def snow(
     size = max(zoom * image_scale(images), 1.0)
     flakes = separable(mean + deviation * noise, *(zoom_matrix(n, size, n) for n in images.shape[-2:]))
     flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1)
+    # The published script keeps flakes in 8 bits, cut downwards; with two layers of them that is a level.
+    flakes = (255 * flakes).floor() / 255
     flakes = streak(flakes, random_angle(images, generator, -135, -45), radius, sigma)
     whitened = torch.maximum(images, 1.5 * grey(images) + 0.5)
     return weight * images + (1 - weight) * whitened + flakes + flakes.rot90(2, (2, 3))
