@@ -94,5 +94,5 @@ class Corruption(ImageShift):
         shifted = FUNCTIONS[self.name](images, generator, *(row if isinstance(row, tuple) else (row,)))
         if not self.eight_bit:
             return shifted
-        # Values that are whole levels but for the last bits of a float must not lose one.
-        return (255 * shifted.clamp(0, 1) + (0.5 if self.name in ROUNDED else 1e-3)).floor() / 255
+        shifted = shifted.clamp(0, 1)
+        return (255 * shifted).round() / 255 if self.name in ROUNDED else colour.cut(shifted)
