@@ -10,7 +10,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 def cut(values: Tensor) -> Tensor:
     """Cut values in [0, 1] downwards to multiples of 1/255; what is whole but for the last bits stays."""
-    return (255 * values + 1e-3).floor() / 255
+    return (255 * values + 1e-4).floor() / 255
 
 
 def grey(images: Tensor) -> Tensor:
