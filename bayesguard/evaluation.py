@@ -1,31 +1,29 @@
 """Evaluation: a predictor against data, clean and shifted, every number with its interval."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from bayesguard.checks import as_tensor, check_count, check_finite, check_level
-from bayesguard.data import is_one_shot
+from bayesguard.data import Batch, is_one_shot
 from bayesguard.errors import BadInput, BadType
-from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
+from bayesguard.grouping import Grouping, cluster_index
 from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, bin_index, wilson_interval
 from bayesguard.metrics.functional.calibration import bins_of
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
-from bayesguard.metrics.registry import MetricSpec, Scores, kind_of, specs_for
+from bayesguard.metrics.registry import kind_of, specs_for
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictor import Predictor
-from bayesguard.results import CLEAN, MEAN, Answers, Evaluation, Result
-from bayesguard.sampling import derive_seed
+from bayesguard.results import CLEAN, Answers, Evaluation
+from bayesguard.sheet import NUM_RESAMPLES, Interval, Sheet
 from bayesguard.shifting import AnyShift as AnyShift
 from bayesguard.shifting import chosen_shifts, shifting
 
-NUM_RESAMPLES = 1000
 _NUM_BINS = 15
 
 
@@ -36,17 +34,18 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     shifts: str | Sequence[AnyShift] | None = None,
     groups: object = None,
+    clusters: object = None,
+    interval: Interval | None = None,
     confidence_level: float = 0.95,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Evaluation:
     """Evaluate predictions against data, clean and shifted.
 
-    Every number has a reverse-percentile ("basic") bootstrap interval over examples, the same 1,000 resamples for all
-    of them, clipped to the values that the metric can have. The calibration error of bins is biased upwards, and each
-    resample shifts it upwards once more: a percentile interval would double the bias, this one takes it off again. (It
-    is no test of perfect calibration: where the true error is 0, its lower end lies above 0 about half of the time.) At
-    each severity the mean over shifts has an interval for which all shifts see the same resampled examples.
+    Every number has a bootstrap interval over examples, the same 1,000 resamples for all of them, clipped to the values
+    that the metric can have: the reverse-percentile ("basic") one, and for a sum of absolute gaps (`ece`,
+    `quantile_error`) the inverted test of `metrics.bootstrap.inverted_interval`, since noise adds to such a sum. At each
+    severity the mean over shifts has an interval for which all shifts see the same resampled examples.
 
     Args:
         predictor: A predictor with `data` as in `Predictor.predict`, or a Predictive with `data` its targets.
@@ -54,13 +53,19 @@ def evaluate(
         metrics: Names from `metrics.registry.EVALUATION_METRICS`; None for the defaults of the kind of target.
         shifts: Name of a suite (`shift.suite`) or a list of shifts (see `AnyShift`), applied on the predictor's device to
             the first positional input of each batch; None for clean data only.
-        groups: A label for each example `[N]`: results for each group of the clean data.
+        groups: Results for groups of the clean data, by a label for each example `[N]`; by a function of the inputs of a
+            batch that returns labels; by a column of tabular inputs, as its number, or as `(number, bins)` for bins of
+            equal mass; or by a mapping of names to any of these, or to boolean masks `[N]`, whose groups may overlap.
+        clusters: A label for each example `[N]`, such as the patient that a row is of: examples that belong together are
+            resampled together. Where there are such, intervals without it are too narrow.
+        interval: "basic", "percentile" or "bca" for every number; None for the choice above. Neither of the last two is for
+            calibration errors: they cover too seldom.
         confidence_level: Of the intervals.
         seed: Of the resamples and of the shifts.
         batch_size: Rows a batch, where `data` holds arrays.
 
     Raises:
-        BadInput: Unknown metrics, groups of another length or for shuffled data; with shifts, data that can be read
+        BadInput: Unknown metrics or interval, groups or clusters of another length or for shuffled data; with shifts, data that can be read
             once only or that come in another order on the next pass.
 
     Examples:
@@ -75,26 +80,33 @@ def evaluate(
         raise BadType("shifts need a predictor, which can be asked again; a Predictive only has its answers")
     if chosen and is_one_shot(data):
         raise BadInput("data is an iterator, but shifts read it several times; pass a list of batches or a DataLoader")
-    if groups is not None:
-        check_order(data, "groups")
-    sheet = _Sheet(confidence_level, seed)
-    predictive, targets = predictions(predictor, data, batch_size)
+    if interval not in (None, "basic", "percentile", "bca"):
+        raise BadInput(f"interval must be 'basic', 'percentile', 'bca' or None, got {interval!r}")
+    grouping = _grouping(groups, predictor, data)
+    if clusters is not None:
+        check_order(data, "clusters")
+    read = grouping.read if grouping is not None and grouping.needs_inputs else None
+    predictive, targets = predictions(predictor, data, batch_size, read)
+    count = len(predictive)
+    sheet = Sheet(confidence_level, seed, interval, None if clusters is None else cluster_index(clusters, count))
     specs = specs_for(predictive, None if metrics is None else list(metrics))
-    sheet.add(CLEAN, 0, None, predictive, targets, specs)
-    members = _groups(groups, len(predictive))
-    for label, rows in members:
-        sheet.add(CLEAN, 0, label, predictive[rows], targets[rows], specs)
+    sheet.add(CLEAN, 0, predictive, targets, specs)
+    members = [] if grouping is None else grouping.rows(count)
+    for name, rows in members:
+        sheet.add_group(name, rows, predictive, targets, specs)
     clean = _answers(predictive, targets)
     pooled = {0.0: clean}
     for shift in chosen:
         assert isinstance(predictor, Predictor)
         shifted, same = predictor.predict_with_targets(data, batch_size=batch_size, transform=shifting(shift, seed))
         check_same_targets(targets, same)
-        sheet.add(shift.name, shift.severity, None, shifted, same, specs)
+        sheet.add(shift.name, shift.severity, shifted, same, specs)
         pooled.setdefault(float(shift.severity), []).extend(_answers(shifted, same))
+    results, joint = sheet.results()
     return Evaluation(
-        results=sheet.results(),
-        meta={"name": type(predictor).__name__, **_meta(predictive, confidence_level, seed)},
+        results=results,
+        simultaneous=joint,
+        meta={"name": type(predictor).__name__, **_meta(predictive, confidence_level, seed), "interval": interval},
         reliability={severity: _bins(parts, confidence_level) for severity, parts in pooled.items() if parts},
         risk=risk_coverage(clean[0].confidence, 1 - clean[0].right) if clean else None,
         doubt={severity: _doubt(parts) for severity, parts in pooled.items() if parts},
@@ -105,13 +117,16 @@ def evaluate(
 
 
 def predictions(
-    predictor: Predictor | Predictive, data: Any, batch_size: int | None = None
+    predictor: Predictor | Predictive,
+    data: Any,
+    batch_size: int | None = None,
+    transform: Callable[[Batch, int], Batch] | None = None,
 ) -> tuple[Predictive, Tensor]:
     """Return predictions with their targets, from a predictor and data, or a Predictive and targets."""
     if isinstance(predictor, Predictive):
         predictive, targets = predictor.to("cpu"), as_tensor(data, "data").cpu()
     elif isinstance(predictor, Predictor):
-        predictive, targets = predictor.predict_with_targets(data, batch_size=batch_size)
+        predictive, targets = predictor.predict_with_targets(data, batch_size=batch_size, transform=transform)
     else:
         raise BadType(
             f"predictor must be a Predictor or a Predictive, got {type(predictor).__name__}; wrap a network, as by "
@@ -143,95 +158,15 @@ def check_order(data: Any, why: str) -> None:
         raise BadInput(f"data is shuffled, and {why} go by the order of its rows; use a loader with shuffle=False")
 
 
-def interval(
-    value: float, resampled: Tensor, confidence_level: float, bounds: tuple[float, float] = (-math.inf, math.inf)
-) -> tuple[float, float]:
-    """Return the basic interval, widened where it would miss the value itself; NaN for a value that is undefined."""
-    if math.isnan(value):
-        return math.nan, math.nan
-    lower, upper = basic_interval(value, resampled, confidence_level, bounds)
-    return min(lower, value), max(upper, value)
-
-
-class _Cell(NamedTuple):
-    """What is kept of one metric of one set of predictions."""
-
-    shift: str
-    severity: float
-    group: str | None
-    spec: MetricSpec
-    scores: Scores
-
-
-class _Sheet:
-    """The cells of an evaluation, resampled together at the end."""
-
-    def __init__(self, confidence_level: float, seed: int) -> None:
-        self.confidence_level, self.seed = confidence_level, seed
-        self.cells: list[_Cell] = []
-
-    def add(
-        self,
-        shift: str,
-        severity: float,
-        group: str | None,
-        predictive: Predictive,
-        targets: Tensor,
-        specs: Sequence[MetricSpec],
-    ) -> None:
-        """Keep what the metrics need of some predictions."""
-        for spec in specs:
-            self.cells.append(_Cell(shift, severity, group, spec, spec.scores(predictive, targets)))
-
-    def results(self) -> tuple[Result, ...]:
-        """Return every cell's number, then the means over the shifts of each severity."""
-        values = [cell.scores.value() for cell in self.cells]
-        resampled = self._resample()
-        results = [
-            self._result(cell, value, again) for cell, value, again in zip(self.cells, values, resampled, strict=True)
-        ]
-        return (*results, *self._means(values, resampled))
-
-    def _resample(self) -> list[Tensor]:
-        """Return every cell's values over the resamples; the examples of a group are resampled among themselves."""
-        parts: list[list[Tensor]] = [[] for _ in self.cells]
-        for group in dict.fromkeys(cell.group for cell in self.cells):
-            places = [place for place, cell in enumerate(self.cells) if cell.group == group]
-            count = self.cells[places[0]].scores.num_examples
-            seed = self.seed if group is None else derive_seed(self.seed, "group", group)
-            for weights in bootstrap_weights(count, NUM_RESAMPLES, seed):
-                for place in places:
-                    parts[place].append(self.cells[place].scores.resample(weights))
-        return [torch.cat(part) for part in parts]
-
-    def _means(self, values: list[float], resampled: list[Tensor]) -> list[Result]:
-        together: dict[tuple[float, str], list[int]] = {}
-        for index, cell in enumerate(self.cells):
-            if cell.shift != CLEAN:
-                together.setdefault((cell.severity, cell.spec.name), []).append(index)
-        means = []
-        for (severity, _), places in sorted(together.items()):
-            cell = self.cells[places[0]]._replace(shift=MEAN, severity=severity)
-            value = sum(values[place] for place in places) / len(places)
-            means.append(self._result(cell, value, torch.stack([resampled[place] for place in places]).mean(0)))
-        return means
-
-    def _result(self, cell: _Cell, value: float, resampled: Tensor) -> Result:
-        limits = interval(value, resampled, self.confidence_level, cell.spec.bounds)
-        count = cell.scores.num_examples
-        return Result(cell.shift, cell.severity, cell.group, cell.spec.name, value, *limits, count)
-
-
-def _groups(groups: Any, count: int) -> list[tuple[str, Tensor]]:
+def _grouping(groups: object, predictor: object, data: Any) -> Grouping | None:
     if groups is None:
-        return []
-    labels = [str(label) for label in (groups.tolist() if hasattr(groups, "tolist") else groups)]
-    if len(labels) != count:
-        raise BadInput(f"groups has {len(labels)} labels for {count} examples; one label an example is needed")
-    return [
-        (name, torch.tensor([index for index, label in enumerate(labels) if label == name]))
-        for name in sorted(set(labels))
-    ]
+        return None
+    grouping = Grouping(groups)
+    if grouping.needs_inputs and isinstance(predictor, Predictive):
+        raise BadType("groups by a function or a column need a predictor and inputs; a Predictive only has its answers")
+    if grouping.needs_order:
+        check_order(data, "groups")
+    return grouping
 
 
 def _answers(predictive: Predictive, targets: Tensor) -> list[Answers]:

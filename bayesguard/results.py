@@ -63,6 +63,7 @@ class Evaluation:
         answers: The answers to the clean data (class predictions only).
         by_class: Sums over 15 bins of each class's probability `[K, 15]`, clean data (several classes only).
         by_group: Sums over 15 bins of what `answers` promised, by group (class predictions only).
+        simultaneous: The groups' numbers again, with intervals that hold for all groups of a metric at once.
         meta: Name of the predictor's class, kind of target, seed, level of the intervals, number of resamples, versions.
     """
 
@@ -74,6 +75,7 @@ class Evaluation:
     answers: Answers | None = field(default=None, repr=False)
     by_class: BinnedSums | None = field(default=None, repr=False)
     by_group: dict[str, BinnedSums] = field(default_factory=dict, repr=False)
+    simultaneous: tuple[Result, ...] = field(default=(), repr=False)
 
     @property
     def metrics(self) -> list[str]:
@@ -107,10 +109,13 @@ class Evaluation:
     def worst_group(self, metric: str) -> Result:
         """Return the group with the worst value of a metric; groups where it is undefined are passed over.
 
+        Chance helps to pick the worst of many, which looks worse than it is. Its interval holds for all groups at once, and
+        so for the one that was picked.
+
         Raises:
             BadInput: No groups, or a metric that is neither better nor worse when larger.
         """
-        rows = [result for result in self.results if result.metric == metric and result.group is not None]
+        rows = [result for result in self.simultaneous if result.metric == metric]
         if not rows:
             raise BadInput(f"the evaluation has no groups with {metric!r}; pass groups= to evaluate")
         direction = EVALUATION_METRICS[metric].direction
@@ -122,14 +127,15 @@ class Evaluation:
     def table(self) -> str:
         """Return a table for the terminal: clean data, severities and groups by metrics, with intervals.
 
-        Under it the worst group by each metric is named. The worst of many looks worse than it is, since chance helps
-        to pick it: read its interval.
+        Under it the worst group by each metric is named, with the interval of `worst_group`.
         """
         text = combined_table({"": self})
         if any(result.group is not None for result in self.results):
             judged = [metric for metric in self.metrics if EVALUATION_METRICS[metric].direction != "none"]
-            worst = [f"{EVALUATION_METRICS[metric].label}: {self.worst_group(metric).group}" for metric in judged]
-            text += f"\nworst group by {', '.join(worst)}"
+            for metric in judged:
+                worst = self.worst_group(metric)
+                text += f"\nworst group by {EVALUATION_METRICS[metric].label}: {worst.group} with {show(worst)}"
+            text += f"\n[{self.meta['confidence_level']:.0%} intervals of the worst hold for all groups at once]"
         return text
 
     def to_frame(self) -> Any:
@@ -146,7 +152,10 @@ class Evaluation:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """Return the results as JSON, and write them to `path` if one is given; NaN and infinity are null."""
-        return to_json({"meta": self.meta, "results": [result._asdict() for result in self.results]}, path)
+        tree: dict[str, Any] = {"meta": self.meta, "results": [result._asdict() for result in self.results]}
+        if self.simultaneous:
+            tree["simultaneous"] = [result._asdict() for result in self.simultaneous]
+        return to_json(tree, path)
 
     def plot(self, path: str | Path | None = None) -> Any:
         """Return a matplotlib figure of the evaluation, and save it to `path` if one is given."""

@@ -40,7 +40,8 @@ def gaps_of_sums(sums: BinnedSums, confidence_level: float, *, elements: int = 1
         elements: Elements of an example, whose errors may all be one: variances are multiplied by it.
     """
     count, score, hits, squares, both = (
-        values.double().reshape(-1, values.shape[-1]).sum(-1) for values in sums.tensors()
+        values.reshape(-1, values.shape[-1]).sum(-1)
+        for values in (sums.count, sums.score, sums.hits, sums.score_squared, sums.score_hits)
     )
     mean = (score - hits) / count
     variance = ((squares - 2 * both + hits) / count - mean.square()).clamp_min(0) / (count - 1) * elements

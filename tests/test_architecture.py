@@ -36,7 +36,7 @@ LEVELS = [
         "training_setup",
         "transfer",
     },
-    {"shifting", "summaries"},
+    {"grouping", "sheet", "shifting", "summaries"},
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},

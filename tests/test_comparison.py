@@ -41,7 +41,7 @@ def test_exact_differences() -> None:
     assert row.value == pytest.approx(-np.log([0.6, 0.4, 0.7, 0.8]).mean())
     assert row.difference == pytest.approx(row.value + np.log([0.9, 0.8, 0.7, 0.4]).mean())
     assert find(comparison.differences, "b", "accuracy").difference == 0
-    assert find(comparison.differences, "a", "nll")[3:] == (0, 0, 0)
+    assert find(comparison.differences, "a", "nll")[3:] == (0, 0, 0, 1)
 
 
 def test_other_baseline_turns_the_sign() -> None:
@@ -52,12 +52,102 @@ def test_other_baseline_turns_the_sign() -> None:
     )
 
 
-def test_interval_is_of_the_paired_differences() -> None:
-    loss_a, loss_b = (-pred.log_prob(LABELS) for pred in (A, B))
-    weights = torch.cat(list(bootstrap_weights(4, 1000, 5)))
-    low, high = np.quantile((weights @ (loss_b - loss_a) / 4).numpy(), [0.05, 0.95])
-    row = find(compare({"a": A, "b": B}, LABELS, confidence_level=0.9, seed=5).differences, "b", "nll")
-    assert (row.lower, row.upper) == pytest.approx((2 * row.difference - high, 2 * row.difference - low))
+# Unlike B's, its losses add up to the same in few resamples: ties would be parted by rounding.
+C = Predictive.from_probs(torch.tensor([[0.55, 0.45], [0.37, 0.63], [0.33, 0.67], [0.23, 0.77]], dtype=torch.float64))
+
+
+def expected(column: int, law: list[int], level: float) -> tuple[float, float, float]:
+    """Interval and p-value of C's difference in the loss of a column, by the largest of the columns of `law`."""
+    losses = [
+        (-C.log_prob(LABELS) + A.log_prob(LABELS)).numpy(),
+        2 * ((1 - C.probs[range(4), LABELS]) ** 2 - (1 - A.probs[range(4), LABELS]) ** 2).numpy(),
+    ]
+    weights = torch.cat(list(bootstrap_weights(4, 1000, 5))).numpy()
+    again = np.stack([weights @ loss / 4 for loss in losses], -1)
+    errors = again.std(0)
+    largest = np.sort(np.abs((again - again.mean(0)) / errors)[:, law].max(-1))
+    centre = 2 * losses[column].mean() - again[:, column].mean()
+    half = largest[math.ceil(level * 1001) - 1] * errors[column]
+    p_value = (1 + (largest >= abs(centre) / errors[column]).sum()) / 1001
+    return centre - half, centre + half, p_value
+
+
+def test_intervals_and_p_values_are_of_the_paired_differences() -> None:
+    for correction, law in (("max_t", [0, 1]), (None, [0])):
+        found = compare(
+            {"a": A, "b": C},
+            LABELS,
+            metrics=["nll", "brier"],
+            correction=correction,  # type: ignore[arg-type]
+            confidence_level=0.9,
+            seed=5,
+        )
+        row = find(found.differences, "b", "nll")
+        assert (row.lower, row.upper, row.p_value) == pytest.approx(expected(0, law, 0.9))
+        row = find(found.differences, "b", "brier")
+        assert (row.lower, row.upper, row.p_value) == pytest.approx(expected(1, law if correction else [1], 0.9))
+
+
+def equals(seed: int) -> tuple[dict[str, Predictive], Tensor]:
+    """A baseline and 20 predictors of standard normal targets, off by 0.3 either way at random: none is better."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randn(200, generator=generator, dtype=torch.float64)
+    off = 0.6 * torch.randint(2, (21, 200), generator=generator).double() - 0.3
+    return {str(k): Predictive.from_normal(off[k], torch.ones(200).double()) for k in range(21)}, targets
+
+
+def test_nothing_is_clear_among_equals_and_without_a_correction_much_is() -> None:
+    corrected = plain = 0.0
+    for seed in range(60):
+        predictors, targets = equals(seed)
+        for correction in ("max_t", None):
+            found = compare(predictors, targets, metrics=["nll"], correction=correction, seed=seed)
+            clear = any(row.is_clear for row in found.differences)
+            assert clear == any(row.p_value <= 0.05 for row in found.differences)
+            if correction is None:
+                plain += clear / 60
+            else:
+                corrected += clear / 60
+    # The family-wise error within five standard errors of a share of 60. Twenty tests by themselves err far more often.
+    bound = 0.05 + 5 * math.sqrt(0.05 * 0.95 / 60)
+    assert corrected < bound
+    assert plain > bound
+
+
+def test_a_true_difference_among_equals_is_found() -> None:
+    predictors, targets = equals(0)
+    predictors["far"] = Predictive.from_normal(torch.full((200,), 0.6).double(), torch.ones(200).double())
+    differences = compare(predictors, targets, metrics=["nll", "rmse"]).differences
+    assert [row.name for row in differences if row.is_clear] == ["far", "far"]
+
+
+def test_the_same_predictor_twice_differs_in_nothing() -> None:
+    again = Predictive.from_probs(A.probs.clone())
+    for row in compare({"a": A, "b": again}, LABELS).differences:
+        assert row[3:] == (0, 0, 0, 1)
+        assert not row.is_clear
+
+
+def test_an_infinite_difference_is_in_no_family() -> None:
+    sure = Predictive.from_probs([[1.0, 0.0]] * 4)
+    with_it = compare({"a": A, "b": B, "sure": sure}, LABELS, metrics=["nll"])
+    row = find(with_it.differences, "sure", "nll")
+    assert row.difference == math.inf
+    assert math.isnan(row.p_value)
+    assert not row.is_clear
+    assert find(with_it.differences, "b", "nll") == compare({"a": A, "b": B}, LABELS, metrics=["nll"]).differences[1]
+
+
+def test_clusters_are_drawn_whole() -> None:
+    first, second, targets = normals(0, 60)
+    copies = [Predictive.from_normal(pred.mean.repeat(4), pred.stddev.repeat(4)) for pred in (first, second)]
+    predictors = dict(zip("ab", copies, strict=True))
+    once = compare({"a": first, "b": second}, targets, metrics=["nll"]).differences[1]
+    whole = compare(predictors, targets.repeat(4), metrics=["nll"], clusters=torch.arange(60).repeat(4)).differences[1]
+    rows = compare(predictors, targets.repeat(4), metrics=["nll"]).differences[1]
+    # Four copies of every row say nothing new.
+    assert whole == pytest.approx(once)
+    assert rows.upper - rows.lower < 0.6 * (once.upper - once.lower)
 
 
 def coverage(shrink: float) -> float:
@@ -110,6 +200,10 @@ def test_bad_input() -> None:
         compare({"a": A}, LABELS)
     with pytest.raises(BadInput, match="'c'"):
         compare({"a": A, "b": B}, LABELS, baseline="c")
+    with pytest.raises(BadInput, match="correction must be"):
+        compare({"a": A, "b": B}, LABELS, correction="holm")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="clusters has 2"):
+        compare({"a": A, "b": B}, LABELS, clusters=[0, 1])
     x, y = torch.randn(40, 1), torch.arange(40) % 2
     predictors = {name: bg.Deterministic(nn.Linear(1, 2)) for name in ("a", "b")}
     once: Iterator[Any] = iter([(x, y)])
@@ -137,3 +231,4 @@ def test_table_marks_what_is_clear() -> None:
     text = compare({"a": first, "b": second}, targets, metrics=["nll"]).table()
     assert "*" in text.splitlines()[3]
     assert "differences from a" in text
+    assert "hold for all at once" in text

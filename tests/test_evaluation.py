@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
-from bayesguard.evaluation import evaluate, interval
-from bayesguard.metrics.bootstrap import basic_interval, bootstrap_weights
+from bayesguard.evaluation import evaluate
+from bayesguard.metrics.bootstrap import basic_interval, bca_interval, bootstrap_weights
 from bayesguard.metrics.registry import EVALUATION_METRICS
 from bayesguard.predictive import Predictive
 from bayesguard.results import Evaluation, Result, combined_table, show
+from bayesguard.sheet import Drawn
 
 PROBS = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
 LABELS = torch.tensor([0, 0, 1, 1])
@@ -77,6 +78,42 @@ def test_interval_is_the_basic_one_of_the_shared_resamples() -> None:
     assert (result.lower, result.upper) == pytest.approx((2 * result.value - high, 2 * result.value - low))
 
 
+def test_other_intervals_on_request() -> None:
+    probs, labels = random_probs(50, 0)
+    pred = Predictive.from_probs(probs)
+    resampled = torch.cat([w @ -pred.log_prob(labels) / 50 for w in bootstrap_weights(50, 1000, 7)])
+    low, high = np.quantile(resampled.numpy(), [0.025, 0.975])
+    found = {kind: evaluate(pred, labels, interval=kind, seed=7) for kind in (None, "basic", "percentile", "bca")}
+    ends = {kind: evaluation.result("nll")[5:7] for kind, evaluation in found.items()}
+    value = found[None].value("nll")
+    assert ends["percentile"] == pytest.approx((low, high))
+    assert ends["basic"] == ends[None] == pytest.approx((2 * value - high, 2 * value - low))
+    left_out = (-pred.log_prob(labels).sum() + pred.log_prob(labels)) / 49
+    assert ends["bca"] == pytest.approx(bca_interval(value, resampled, left_out, 0.95, (-math.inf, math.inf)))
+    # Only sums of absolute gaps have a default of their own.
+    off, wrong = Predictive.from_probs(probs), (labels + 1) % 3
+    assert evaluate(off, wrong, interval="basic").result("ece") != evaluate(off, wrong).result("ece")
+    assert found["basic"].result("brier") == found[None].result("brier")
+    assert found["bca"].meta["interval"] == "bca"
+    with pytest.raises(BadInput, match="interval must be"):
+        evaluate(pred, labels, interval="BCa")  # type: ignore[arg-type]
+
+
+def test_clusters_are_drawn_whole_in_groups_too() -> None:
+    probs, labels = random_probs(40, 0)
+    once = evaluate(Predictive.from_probs(probs), labels, groups=torch.arange(40) % 2)
+    tripled = evaluate(
+        Predictive.from_probs(probs.repeat(3, 1)),
+        labels.repeat(3),
+        groups=(torch.arange(40) % 2).repeat(3),
+        clusters=torch.arange(40).repeat(3),
+    )
+    for one, three in zip(once.results, tripled.results, strict=True):
+        assert three[4:7] == pytest.approx(one[4:7])
+    rows = evaluate(Predictive.from_probs(probs.repeat(3, 1)), labels.repeat(3)).result("nll")
+    assert rows.upper - rows.lower < 0.7 * (once.result("nll").upper - once.result("nll").lower)
+
+
 def coverage(shrink: float) -> float:
     """Share of 300 data sets whose interval of the Brier score holds the true one; `shrink` makes intervals wrong."""
     truth = 1 - _expected_squares()
@@ -110,8 +147,8 @@ def test_intervals_of_half_the_width_would_be_noticed() -> None:
 def test_interval_holds_its_value_and_stays_in_bounds() -> None:
     above = torch.linspace(0.03, 0.05, 1000, dtype=torch.float64)
     assert basic_interval(0.01, above, 0.95, (0.0, 1.0))[1] < 0.01
-    assert interval(0.01, above, 0.95, (0.0, 1.0)) == (0.0, 0.01)
-    assert all(math.isnan(limit) for limit in interval(math.nan, above, 0.95))
+    assert Drawn(0.01, above).interval(0.95, (0.0, 1.0)) == (0.0, 0.01)
+    assert all(math.isnan(limit) for limit in Drawn(math.nan, above).interval(0.95))
 
 
 def test_seed_decides_and_random_state_is_untouched() -> None:

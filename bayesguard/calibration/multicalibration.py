@@ -108,17 +108,18 @@ class Multicalibration(Calibrator):
         for name in ("num_classes", "num_groups"):
             self.register_buffer(name, torch.zeros((), dtype=torch.long, device="cpu"))
 
-    def fit(self, pred: Predictive, targets: object, *, groups: object = None) -> Self:
+    def fit(self, pred: Predictive, targets: object, *, groups: object = None, weights: object = None) -> Self:
         """Find the patches on held-out predictions.
 
         Args:
             pred: Predictions for N examples.
             targets: Class labels `[N]`, or yes and no.
             groups: Which example belongs to which group, bool `[N, G]`; an example may be in several, or in none.
+            weights: Not taken.
         """
         self._groups = groups
         try:
-            return super().fit(pred, targets)
+            return super().fit(pred, targets, weights=weights)
         finally:
             self._groups = None
 

@@ -23,6 +23,10 @@ class Scores(ABC):
         NaN where the metric has no value: no weight at all, or nothing but right answers to rank.
         """
 
+    def signed_gaps(self, weights: Tensor) -> Tensor | None:
+        """Return gaps `[R, M]` whose absolute values add up to the metric, None if it is no such sum."""
+        return None
+
     @property
     @abstractmethod
     def rows(self) -> Tensor:
@@ -84,6 +88,13 @@ class Binned(Scores):
             total += (weights @ self._by_row(slice(start, start + step))).abs().sum(-1)
         return total / (weights.sum(-1) * elements * columns)
 
+    def signed_gaps(self, weights: Tensor) -> Tensor | None:
+        _, elements, columns = self.gaps.shape
+        if columns > 1:  # too many to be kept for every resample
+            return None
+        weights = weights.to(self.gaps)
+        return weights @ self._by_row(slice(None)) / (weights.sum(-1, keepdim=True) * elements)
+
     def _by_row(self, columns: slice) -> Tensor:
         """Return the gaps of every example summed by column and bin, `[N, columns * B]`."""
         gaps, index = self.gaps[..., columns], self.index[..., columns]
@@ -133,5 +144,8 @@ class Levels(Scores):
         return self.below
 
     def resample(self, weights: Tensor) -> Tensor:
+        return self.signed_gaps(weights).abs().sum(-1)
+
+    def signed_gaps(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.below)
-        return (weights @ self.below / weights.sum(-1, keepdim=True) - self.levels).abs().mean(-1)
+        return (weights @ self.below / weights.sum(-1, keepdim=True) - self.levels) / len(self.levels)

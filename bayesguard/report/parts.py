@@ -6,7 +6,7 @@ from html import escape
 import torch
 from torch import Tensor
 
-from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, calibration_error, wilson_interval
+from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, wilson_interval
 from bayesguard.report import diagrams, tables
 from bayesguard.results import Evaluation
 from bayesguard.summaries import Estimate, class_gaps, group_gaps
@@ -63,9 +63,7 @@ def classes(evaluations: Mapping[str, Evaluation]) -> str:
         sums = evaluation.by_class
         if sums is None:
             continue
-        errors = [
-            calibration_error(sums.count[k], sums.score[k], sums.hits[k], "l1").item() for k in range(len(sums.count))
-        ]
+        errors = sums.errors().tolist()
         worst = sorted(range(len(errors)), key=lambda k: -errors[k])
         gaps = class_gaps(evaluation)
         rows = []
