@@ -90,7 +90,9 @@ def pgd(
         cubes[index] = (value - reach).clamp(min=low), (value + reach).clamp(max=high)
     current = home
     if random_start:
-        current = _replaced(home, {i: _uniform(*cube, stream(cube[0].device, seed, "pgd", i)) for i, cube in cubes.items()})
+        current = _replaced(
+            home, {i: _uniform(*cube, stream(cube[0].device, seed, "pgd", i)) for i, cube in cubes.items()}
+        )
     for _ in range(steps):
         moved = fgsm(loss, current, size)
         current = _replaced(moved, {i: moved.inputs[i].clamp(*cube) for i, cube in cubes.items()})

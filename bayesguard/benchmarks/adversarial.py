@@ -5,6 +5,7 @@ draws, held fixed, within a radius of each test image in the largest pixel diffe
 as it is: it climbs the loss of the network as trained.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import nll_loss
 
 import bayesguard as bg
 from bayesguard.adversarial import fgsm, pgd
@@ -61,9 +63,11 @@ def attacked_loss(predictor: Predictor, seed: int, draws: int = _DRAWS) -> Calla
         functions = [predictor.draw(derive_seed(seed, "attack", k)) for k in range(draws)]
 
     def loss(batch: Batch) -> Tensor:
+        if batch.targets is None:
+            raise BadInput("the attack needs the targets of a batch; this one has none")
         log_probs = torch.stack([function(*batch.inputs).log_softmax(-1) for function in functions])
         mixture = log_probs.logsumexp(0) - math.log(len(functions))
-        return -mixture.gather(1, batch.targets[:, None]).sum()
+        return nll_loss(mixture, batch.targets, reduction="sum")
 
     return loss
 
@@ -194,7 +198,7 @@ def run(
         raise BadInput(f"data must be one of {', '.join(SETTINGS)}, got {data!r}")
     if attack not in ATTACKS:
         raise BadInput(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}")
-    if list(radii[:1]) != [0] or any(b <= a for a, b in zip(radii, radii[1:], strict=False)):
+    if list(radii[:1]) != [0] or any(b <= a for a, b in itertools.pairwise(radii)):
         raise BadInput(f"radii must rise from 0, got {list(radii)}")
     if budget not in ("full", "small"):
         raise BadInput(f"budget must be full or small, got {budget!r}")
@@ -206,7 +210,9 @@ def run(
     cells = [Cell(data, method, seed) for method in methods for seed in range(seeds)]
     settings = {**options, "steps": STEPS, "draws_attacked": _DRAWS}
     folder = Path(out) / f"adversarial-{data}-cells"
-    records = measure_all(partial(measure, **options), cells, settings=settings, folder=folder, device=device, jobs=jobs)
+    records = measure_all(
+        partial(measure, **options), cells, settings=settings, folder=folder, device=device, jobs=jobs
+    )
     say(f"\n{table(records)}\n")
     path = Path(out) / f"adversarial-{data}.json"
     collect(records, path, benchmark="adversarial", **settings)
@@ -216,7 +222,10 @@ def run(
 
 def table(records: Sequence[Record]) -> str:
     """Return means over seeds with 95 % t intervals as Markdown, and where entropy rises and accuracy falls by seed."""
-    lines = ["| | radius | accuracy | confidence | entropy | mutual information | AUROC of errors |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | radius | accuracy | confidence | entropy | mutual information | AUROC of errors |",
+        "|---|---|---|---|---|---|---|",
+    ]
     names = ("accuracy", "confidence", "entropy", "mutual_information", "error_auroc")
     onsets = ["| | entropy rises at | accuracy falls at |", "|---|---|---|"]
     for method in dict.fromkeys(record["method"] for record in records):

@@ -16,10 +16,10 @@ from bayesguard.sampling import stream
 
 
 def _linear(weight: Tensor) -> nn.Module:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    layer = nn.Linear(4, 2, bias=False)
     with torch.no_grad():
-        network[1].weight.copy_(weight)
-    return network
+        layer.weight.copy_(weight)
+    return nn.Sequential(nn.Flatten(), layer)
 
 
 def _images(count: int = 50) -> Tensor:

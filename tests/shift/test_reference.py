@@ -6,6 +6,7 @@ the mean of the second (`spread`), each within 2 % and twice the Monte-Carlo err
 """
 
 import io
+import itertools
 import json
 import math
 import os
@@ -55,7 +56,7 @@ def cifar() -> Tensor:
     """Return the first 200 test images of CIFAR-10, kept as strips of lossless WebP."""
     data = read("images/cifar10_test.npz")
     bounds, found = data["offset"], []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         strip = np.asarray(Image.open(io.BytesIO(data["webp"][start:end].tobytes())))
         found.append(strip.reshape(-1, 32, 32, 3))
         if sum(map(len, found)) >= 200:

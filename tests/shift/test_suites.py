@@ -61,7 +61,9 @@ def test_random_pairs() -> None:
 
 
 def test_bad_suites() -> None:
-    with pytest.raises(BadInput, match=r"name must be one of cifar10-c, cifar10-c-ovadia, images, .*; got 'imagenet-c'"):
+    with pytest.raises(
+        BadInput, match=r"name must be one of cifar10-c, cifar10-c-ovadia, images, .*; got 'imagenet-c'"
+    ):
         suite("imagenet-c")
     with pytest.raises(BadInput, match=r"needs scale=.*Available without scale: cifar10-c, cifar10-c-ovadia, images"):
         suite("tabular")
