@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.benchmarks.adversarial import METHODS, attacked_loss, measured, onset, perturbed, run, table
+from bayesguard.cli import main
 from bayesguard.data import Batch
 from bayesguard.errors import BadInput
 from bayesguard.sampling import stream
@@ -96,3 +97,10 @@ def test_what_cannot_be_run(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=message):
             run(**{"out": tmp_path, **wrong})  # type: ignore[arg-type]
+
+
+def test_the_command_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["benchmark", "adversarial", "--methods", "svm"])
+    assert stopped.value.code == 2
+    assert "methods must be among deterministic" in capsys.readouterr().err
