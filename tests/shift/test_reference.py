@@ -26,7 +26,7 @@ from bayesguard.shift import EXTRA, STANDARD, Corruption
 REFERENCE: dict[str, Any] = json.loads((Path(__file__).parent / "reference_cifar_c.json").read_text())
 TOLERANCE = 0.02
 RANDOM = {name for name, rows in REFERENCE["statistics"]["photos"].items() if rows["draws"] > 1}
-NUM_IMAGES, AT_ONCE = 2304, 768  # over all draws, and in one call
+NUM_IMAGES, AT_ONCE = 1536, 768  # over all draws, and in one call
 
 
 class Found(NamedTuple):
