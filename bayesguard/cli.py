@@ -182,6 +182,24 @@ def unseen(
 
 
 @benchmark.command()
+def adversarial(
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")] = "digits",
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    attack: Annotated[str, typer.Option(help="pgd or fgsm.")] = "pgd",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
+    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
+) -> None:
+    """Adversarial perturbations of rising radius: does uncertainty rise before accuracy falls?"""
+    from bayesguard.benchmarks.adversarial import METHODS, run
+
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(data, methods=chosen, seeds=seeds, attack=attack, device=device, out=out, jobs=jobs, budget=budget)
+
+
+@benchmark.command()
 def speed(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     cases: Annotated[str, typer.Option(help="Cases, separated by commas. All by default.")] = "",
