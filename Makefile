@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.developing: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable ".[tables]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable ".[tables,benchmarks]"
 	touch $@
 
 clean:
