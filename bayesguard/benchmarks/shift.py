@@ -40,7 +40,7 @@ SETTINGS = {
     "digits": Settings(SmallCNN, epochs=40, batch_size=64, learning_rate=1e-3, suite="images"),
     "mnist": Settings(SmallCNN, epochs=10, batch_size=256, learning_rate=1e-3, suite="images"),
     "fashion_mnist": Settings(SmallCNN, epochs=15, batch_size=256, learning_rate=1e-3, suite="images"),
-    "cifar10": Settings(ResNet20, epochs=60, batch_size=128, learning_rate=1e-3, suite="cifar10-c"),
+    "cifar10": Settings(ResNet20, epochs=60, batch_size=128, learning_rate=1e-3, suite="cifar10-c-ovadia"),
 }
 
 Fit = Callable[[Predictor], object]
