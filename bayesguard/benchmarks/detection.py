@@ -35,7 +35,9 @@ def detection(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> di
     95 % of the test data.
     """
     if inside.keys() != outside.keys():
-        raise BadInput(f"inside has the scores {', '.join(inside)}, outside {', '.join(outside)}; they must be the same")
+        raise BadInput(
+            f"inside has the scores {', '.join(inside)}, outside {', '.join(outside)}; they must be the same"
+        )
     return {
         name: {
             "auroc": float(ood_auroc(inside[name], outside[name])),

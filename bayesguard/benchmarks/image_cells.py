@@ -89,7 +89,8 @@ def records_of(
 
     Args:
         data: "mnist", "fashion_mnist" or "cifar10".
-        network: One of `image_recipes.NETWORKS`; None for "lenet", or "resnet20" on CIFAR-10.
+        network: One of `image_recipes.NETWORKS`; None for "resnet20" on CIFAR-10, and otherwise "lenet" or, with the small
+            budget, "lenet5".
         methods: Among `image_recipes.METHODS`.
         seeds: How many; the first is 0.
         budget: "full" for the published sizes, "small" for a run of minutes that shows that everything works.
@@ -110,7 +111,7 @@ def records_of(
         raise BadInput(f"data must be one of {', '.join(FOREIGN)}, got {data!r}")
     if budget not in BUDGETS:
         raise BadInput(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
-    chosen = network or ("resnet20" if data == "cifar10" else "lenet")
+    chosen = network or ("resnet20" if data == "cifar10" else "lenet5" if budget == "small" else "lenet")
     if not methods:
         raise BadInput(f"methods is empty; it must be among {', '.join(METHODS)}")
     recipes = {method: recipe_of(chosen, method)._asdict() for method in methods}

@@ -132,7 +132,9 @@ def claims(curves: Curves, shift: str) -> list[Claim]:
     On means over seeds. The first two are about rotation only.
     """
     found = []
-    others = [row for row in METHODS if row in curves and row != "variational"] + ["temperature"] * ("temperature" in curves)
+    others = [row for row in METHODS if row in curves and row != "variational"] + ["temperature"] * (
+        "temperature" in curves
+    )
     if shift == "rotation" and "variational" in curves and others:
         accuracy = {row: spread([seed["accuracy"][0] for seed in curves[row]]).mean for row in ("variational", *others)}
         brier = {row: over_shifts(curves, row, "brier", STRONG).mean for row in ("variational", *others)}
@@ -142,8 +144,8 @@ def claims(curves: Curves, shift: str) -> list[Claim]:
         ]
     if "temperature" in curves:
         reference = over_shifts(curves, "temperature", "brier").mean
-        for row in others:
-            if row not in ("vanilla", "temperature"):
+        for row in METHODS[1:]:
+            if row in curves:
                 ours = over_shifts(curves, row, "brier").mean
                 text = f"{row} has a lower Brier score under shift than temperature scaling"
                 found.append(Claim(text, ours < reference, f"{ours:.3f} and {reference:.3f}"))

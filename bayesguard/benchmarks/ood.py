@@ -115,16 +115,13 @@ def table(records: Sequence[Record], train: str, name: str) -> str:
 
 
 def target(records: Sequence[Record]) -> str:
-    """Say whether MNIST against Fashion-MNIST reached the best published area, and what did best."""
-    scores = ("max_probability", "entropy", "mutual_information")
-    areas = {
-        (row, score): value.mean
-        for score in scores
-        for row, value in of_sets(records, "fashion_mnist", _score(score, "auroc")).items()
-    }
-    (row, score), best = max(areas.items(), key=lambda pair: pair[1])
-    verdict = "reached" if best >= TARGET else "not reached"
-    return f"target, AUROC of {TARGET} against fashion_mnist: {verdict}; the best is {best:.4f}, {row} by {score}"
+    """Say whether the ensemble reached the best published area by the published score, the largest probability."""
+    areas = of_sets(records, "fashion_mnist", _score("max_probability", "auroc"))
+    wanted = f"target, AUROC of {TARGET} against fashion_mnist by the largest probability"
+    if "ensemble" not in areas:
+        return f"{wanted}: not measured, for the ensemble is not among the methods"
+    verdict = "reached" if areas["ensemble"].mean >= TARGET else "not reached"
+    return f"{wanted}: {verdict}; the ensemble has {shown(areas['ensemble'], 4)}"
 
 
 def _score(score: str, number: str) -> Callable[[dict[str, Any]], float | None]:
