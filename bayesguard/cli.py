@@ -149,8 +149,24 @@ def shift(
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    shift: Annotated[str | None, typer.Option(help="rotation or translation: as the command mnist-shift.")] = None,
 ) -> None:
     """Calibration on shifted data, before and after temperature scaling."""
+    if shift is not None:
+        from bayesguard.benchmarks import image_recipes, mnist_shift
+
+        mnist_shift.run(
+            data,
+            shift,
+            methods=method or image_recipes.METHODS,
+            device=device,
+            out=out,
+            epochs=epochs,
+            limit=limit,
+            data_dir=data_dir,
+            progress=True,
+        )
+        return
     from bayesguard.benchmarks.shift import METHODS, run
 
     run(
@@ -197,6 +213,108 @@ def adversarial(
 
     chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     run(data, methods=chosen, seeds=seeds, attack=attack, device=device, out=out, jobs=jobs, budget=budget)
+
+
+_Network = Annotated[
+    str | None, typer.Option(help="lenet, mlp, lenet5, wide_lenet5 or resnet20; that of the paper by default.")
+]
+_Methods = Annotated[str, typer.Option(help="Methods, separated by commas, or all.")]
+_Seeds = Annotated[int, typer.Option(help="Repetitions, each with its own networks.")]
+_Members = Annotated[int | None, typer.Option(help="Networks of the ensemble; 10 by default.")]
+_Epochs = Annotated[int | None, typer.Option(help="Training epochs; 20 by default.")]
+_Samples = Annotated[int | None, typer.Option(help="Draws in one prediction; 300 by default.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+_Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+_DataDir = Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")]
+_Jobs = Annotated[int | None, typer.Option(help="Processes.")]
+_Budget = Annotated[str, typer.Option(help="full, or small for a short look.")]
+
+
+@benchmark.command("mnist-shift")
+def shifted_digits(
+    data: Annotated[str, typer.Option(help="mnist or fashion_mnist.")] = "mnist",
+    shift: Annotated[str, typer.Option(help="rotation or translation.")] = "rotation",
+    network: _Network = None,
+    methods: _Methods = "all",
+    seeds: _Seeds = 1,
+    members: _Members = None,
+    epochs: _Epochs = None,
+    samples: _Samples = None,
+    device: _Device = "auto",
+    out: _Out = Path("results"),
+    data_dir: _DataDir = None,
+    jobs: _Jobs = None,
+    budget: _Budget = "full",
+) -> None:
+    """Rotated and translated MNIST by the published protocol."""
+    from bayesguard.benchmarks.image_recipes import METHODS
+    from bayesguard.benchmarks.mnist_shift import run
+
+    run(
+        data,
+        shift,
+        methods=METHODS if methods == "all" else _names(methods),
+        network=network,
+        seeds=seeds,
+        members=members,
+        epochs=epochs,
+        samples=samples,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=True,
+    )
+
+
+@benchmark.command()
+def ood(
+    more: Annotated[
+        list[str] | None, typer.Argument(help="More sets, after that of --ood.", metavar="[SET]...")
+    ] = None,
+    train: Annotated[str, typer.Option(help="mnist, fashion_mnist or cifar10.")] = "mnist",
+    ood: Annotated[
+        str | None, typer.Option(help="Sets to tell from it, separated by commas or spaces; all by default.")
+    ] = None,
+    network: _Network = None,
+    methods: _Methods = "all",
+    seeds: _Seeds = 1,
+    members: _Members = None,
+    epochs: _Epochs = None,
+    samples: _Samples = None,
+    device: _Device = "auto",
+    out: _Out = Path("results"),
+    data_dir: _DataDir = None,
+    jobs: _Jobs = None,
+    budget: _Budget = "full",
+) -> None:
+    """Telling images of another kind from test data by uncertainty."""
+    from bayesguard.benchmarks.image_recipes import METHODS
+    from bayesguard.benchmarks.ood import run
+
+    if more and ood is None:
+        raise BadInput(f"got {', '.join(more)} without --ood; write --ood {' '.join(more)}")
+    run(
+        train,
+        None if ood is None else [*_names(ood), *(more or [])],
+        methods=METHODS if methods == "all" else _names(methods),
+        network=network,
+        seeds=seeds,
+        members=members,
+        epochs=epochs,
+        samples=samples,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=True,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 @benchmark.command()

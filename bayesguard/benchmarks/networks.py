@@ -74,3 +74,86 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = (self.branch(x) + self.shortcut(x)).relu()
         return out
+
+
+class LeNet(nn.Sequential):
+    """The LeNet of Ovadia et al. (2019): two 3 x 3 convolutions (32, 64), and two dense layers with dropout before each."""
+
+    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.2854) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 32, 3),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(rate),
+            nn.Linear(64 * ((side - 4) // 2) ** 2, 128),
+            nn.ReLU(),
+            nn.Dropout(rate),
+            nn.Linear(128, num_classes),
+        )
+
+
+class MLP(nn.Sequential):
+    """The MLP of Ovadia et al. (2019): two hidden layers of 200 units, dropout before every dense layer."""
+
+    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.2305) -> None:
+        super().__init__(
+            nn.Flatten(),
+            nn.Dropout(rate),
+            nn.Linear(channels * side**2, 200),
+            nn.ReLU(),
+            nn.Dropout(rate),
+            nn.Linear(200, 200),
+            nn.ReLU(),
+            nn.Dropout(rate),
+            nn.Linear(200, num_classes),
+        )
+
+
+class LeNet5(nn.Sequential):
+    """The LeNet of Daxberger et al. (2021, Laplace redux): 5 x 5 convolutions (6, 16), dense layers (120, 84).
+
+    Theirs has no dropout; here there is one before each of the last two layers, which a rate of 0 leaves out.
+    """
+
+    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.2) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 6, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * (((side - 4) // 2 - 4) // 2) ** 2, 120),
+            nn.ReLU(),
+            nn.Dropout(rate),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Dropout(rate),
+            nn.Linear(84, num_classes),
+        )
+
+
+class WideLeNet5(nn.Sequential):
+    """The LeNet-5 of google/uncertainty-baselines: padded 5 x 5 convolutions (6, 16, 120), a dense layer of 84 units."""
+
+    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.0) -> None:
+        super().__init__(
+            nn.Conv2d(channels, 6, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 120, 5, padding=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(rate),
+            nn.Linear(120 * (side // 4) ** 2, 84),
+            nn.ReLU(),
+            nn.Dropout(rate),
+            nn.Linear(84, num_classes),
+        )
