@@ -1,0 +1,1 @@
+def report(records): return str(records[0]["values"])
