@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +72,7 @@ def _ensemble(num_features: int, likelihood: Likelihood, seed: int) -> Predictor
 def _variational(num_features: int, likelihood: Likelihood, seed: int) -> Predictor:
     # Its noise is that of the weights; dropout beside it would be counted twice.
     network = mlp(num_features, 2, 0.0, seed)
-    return bg.Variational(
-        network, likelihood, estimator="local_reparameterisation", num_samples=_DRAWS, seed=seed
-    )
+    return bg.Variational(network, likelihood, estimator="local_reparameterisation", num_samples=_DRAWS, seed=seed)
 
 
 METHODS: dict[str, Build] = {
@@ -94,7 +92,7 @@ def run(
     out: str | Path = "results",
     data_dir: str | Path | None = None,
     jobs: int | None = None,
-    budget: Literal["full", "small"] = "full",
+    budget: str = "full",
     progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Record]:
@@ -215,9 +213,9 @@ def _of_stream(
 def _of_people(
     table: Table, held: Predictive, held_calibrated: Predictive, variants: dict[str, Predictive], seed: int
 ) -> dict[str, Any]:
-    mended = tools.multicalibrated(held_calibrated, variants["calibrated"], table)
+    mended, patches = tools.multicalibrated(held_calibrated, variants["calibrated"], table)
     scores, worst = {}, {}
     for name, pred in (variants | {"multicalibrated": mended}).items():
         scores[name], worst[name] = tools.of_groups(pred, table.test.y, table.test.labels, seed)
     coverage, size = tools.coverage_of_groups(held, variants["as trained"], table)
-    return {"scores": scores, "worst": worst, "coverage": coverage, "size": size}
+    return {"scores": scores, "worst": worst, "coverage": coverage, "size": size, "patches": patches}

@@ -6,6 +6,7 @@ blocks that lie later and later. `docs/benchmarks.md` says what the files hold.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,9 +65,7 @@ class Encoder(NamedTuple):
     def __call__(self, numbers: Numbers, categories: Codes) -> Tensor:
         """Return the encoded rows `[N, D]`, float32."""
         scaled = (numbers.clip(self.lower, self.upper) - self.mean) / self.deviation
-        indicators = [
-            column[:, None] == known for column, known in zip(categories.T, self.levels, strict=True)
-        ]
+        indicators = [column[:, None] == known for column, known in zip(categories.T, self.levels, strict=True)]
         return torch.from_numpy(np.concatenate([scaled, *indicators], 1).astype(np.float32))
 
 
@@ -147,7 +146,9 @@ def load(name: str, *, seed: int = 0, data_dir: str | Path | None = None, limit:
     except BayesguardError:
         raise
     except (KeyError, ValueError, IndexError) as error:
-        raise BadFile(f"{file} does not hold what is needed ({error!r}); docs/benchmarks.md says what that is") from None
+        raise BadFile(
+            f"{file} does not hold what is needed ({error!r}); docs/benchmarks.md says what that is"
+        ) from None
 
 
 def chronological(count: int, num_blocks: int = NUM_BLOCKS) -> tuple[Rows, Rows, Rows, dict[str, slice]]:
@@ -197,11 +198,13 @@ def _adult(name: str, raw: dict[str, Any], seed: int, limit: int | None) -> Tabl
 def _people(raw: dict[str, Any], numbers: Numbers, codes: Codes) -> Labels:
     """The groups of people: by sex, by race, by age."""
     columns = [str(column) for column in raw["cat_name"]]
-    found = {
-        key: [str(raw[f"levels_{key}"][code]) for code in codes[:, columns.index(key)]] for key in ("sex", "race")
-    }
+    found = {key: [str(raw[f"levels_{key}"][code]) for code in codes[:, columns.index(key)]] for key in ("sex", "race")}
     ages = numbers[:, [str(column) for column in raw["num_name"]].index("age")]
-    names = (f"under {_AGES[0]}", *(f"{a} to {b - 1}" for a, b in zip(_AGES, _AGES[1:], strict=False)), f"{_AGES[-1]} and over")
+    names = (
+        f"under {_AGES[0]}",
+        *(f"{a} to {b - 1}" for a, b in pairwise(_AGES)),
+        f"{_AGES[-1]} and over",
+    )
     found["age"] = [names[place] for place in np.digitize(ages, _AGES)]
     return found
 

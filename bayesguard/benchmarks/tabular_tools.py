@@ -114,14 +114,14 @@ def of_groups(pred: Predictive, y: Tensor, labels: Labels, seed: int) -> tuple[S
     return scores, worst
 
 
-def multicalibrated(held: Predictive, pred: Predictive, table: Table) -> Predictive:
-    """Return answers calibrated within every group of people, by sex, race and age."""
+def multicalibrated(held: Predictive, pred: Predictive, table: Table) -> tuple[Predictive, int]:
+    """Return answers calibrated within every group of people, by sex, race and age, and how many patches that took."""
     held_groups, groups = members(table.calibration.labels), members(table.test.labels)
     # A group that nobody held out belongs to has nothing to be fitted to.
     names = [name for name in groups if name in held_groups]
-    stacked = (torch.stack([given[name] for name in names], -1) for given in (held_groups, groups))
-    own, new = tuple(stacked)
-    return Multicalibration().fit(held, table.calibration.y, groups=own)(pred, groups=new)
+    own, new = (torch.stack([given[name] for name in names], -1) for given in (held_groups, groups))
+    fitted = Multicalibration().fit(held, table.calibration.y, groups=own)
+    return fitted(pred, groups=new), len(fitted.steps)
 
 
 def coverage_of_groups(held: Predictive, pred: Predictive, table: Table) -> tuple[Scores, Scores]:
