@@ -176,10 +176,10 @@ def thinned(members: npt.NDArray[np.bool_], share: float, seed: int) -> Rows:
 
 def _adult(name: str, raw: dict[str, Any], seed: int, limit: int | None) -> Table:
     parts = {}
-    for part in ("train", "test"):
-        some = _evenly(len(raw[f"y_{part}"]), limit)
-        numbers, codes = raw[f"x_num_{part}"][some].astype(np.float64), raw[f"x_cat_{part}"][some].astype(np.int64)
-        parts[part] = numbers, codes, _classes(raw[f"y_{part}"][some]), _people(raw, numbers, codes)
+    for which in ("train", "test"):
+        some = _evenly(len(raw[f"y_{which}"]), limit)
+        numbers, codes = raw[f"x_num_{which}"][some].astype(np.float64), raw[f"x_cat_{which}"][some].astype(np.int64)
+        parts[which] = numbers, codes, _classes(raw[f"y_{which}"][some]), _people(raw, numbers, codes)
     numbers, codes, y, people = parts["train"]
     own, held = held_out(len(y), 0.2, seed)
     if name == "adult_few_women":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Counts:
     def __init__(self, pred: Predictive, target: Target) -> None:
         assert isinstance(pred, ContinuousPredictive)
         self.pred, self.target = pred, target
-        component = pred.component
+        component: Any = pred.component
         self.loc = target.mean + target.deviation * component.loc.double()
         self.scale = target.deviation * component.scale.double()
         self.share = pred.weights.double().reshape(-1, 1)

@@ -191,10 +191,10 @@ def costs(records: Sequence[Record]) -> str:
 
 
 def number(values: Sequence[float | None]) -> str:
-    """Return "mean ± half of the 95 % interval", or the mean alone of one value; a value that is no number is named."""
+    """Return "mean ± half of the 95 % interval", or the mean alone of one value; infinite or undefined ones are counted."""
     defined = [value for value in values if value is not None]
     if len(defined) < len(values) or not defined:
-        return f"undefined in {len(values) - len(defined)} of {len(values)}"
+        return f"not finite in {len(values) - len(defined)} of {len(values)}"
     found = spread(defined)
     digits = 3 if abs(found.mean) < 100 else 1
     if found.num_values == 1:

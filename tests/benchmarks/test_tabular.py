@@ -60,7 +60,7 @@ def bike_file(path: Path) -> None:
     day = np.repeat(np.arange(0, 731, 12), 6).astype(np.int32)
     month = (day % 365) // 31 + 1
     hour = np.tile(np.arange(0, 24, 4), len(day) // 6)
-    columns = {"year": day // 365, "month": month, "hour": hour, "season": (month - 1) // 3 + 1}
+    columns: dict[str, Any] = {"year": day // 365, "month": month, "hour": hour, "season": (month - 1) // 3 + 1}
     x = np.stack([columns.get(name, rng.integers(1, 4, len(day))) for name in BIKE], 1).astype(np.float32)
     y = rng.poisson(20 + 5 * hour + 60 * (day // 365)).astype(np.float32)
     np.savez(path, X=x, y=y, day=day, feature_names=np.array(BIKE))
@@ -216,7 +216,7 @@ def test_numbers_and_tables() -> None:
     assert number([0.5]) == "0.500"
     # t with two degrees of freedom: 4.302653.
     assert number([1.0, 2.0, 3.0]) == "2.000 ± 2.484"
-    assert number([1.0, None]) == "undefined in 1 of 2"
+    assert number([1.0, None]) == "not finite in 1 of 2"
     assert markdown(["", "x"], [["a", "1"], ["a", "2"]]) == "|  | x |\n| --- | --- |\n| a | 1 |\n|  | 2 |"
 
 
