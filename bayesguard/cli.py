@@ -4,6 +4,7 @@ import math
 import operator
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,6 +20,8 @@ app = typer.Typer(
 benchmark = typer.Typer(help="Benchmarks that anyone can run.", no_args_is_help=True)
 app.add_typer(benchmark, name="benchmark")
 
+# Examples times resamples from which on the bootstrap takes about ten seconds.
+_LONG = 200_000_000
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -71,6 +74,7 @@ def evaluate(
     json: Annotated[Path | None, typer.Option(help="Write the numbers.")] = None,
     fail_if: Annotated[list[str] | None, typer.Option(help='Such as "ece>0.05"; may be repeated.')] = None,
     seed: Annotated[int, typer.Option(help="Seed of the intervals.")] = 0,
+    num_resamples: Annotated[int, typer.Option(help="Of the bootstrap; 0 for numbers without intervals.")] = 1000,
 ) -> None:
     """Evaluate predictions kept in a file: probabilities or logits with labels, or real predictions with targets."""
     from bayesguard.metrics.registry import specs_for
@@ -80,7 +84,16 @@ def evaluate(
     predictive, truth, labels = read_predictions(predictions, targets, groups)
     chosen = metric or [spec.name for spec in specs_for(predictive)]
     names = list(dict.fromkeys([*chosen, *(name for name, _, _ in limits)]))
-    evaluation = bg.evaluate(predictive, truth, groups=labels, metrics=names, seed=seed)
+    _announce(len(predictive), len(names), num_resamples, labels is not None)
+    evaluation = bg.evaluate(
+        predictive,
+        truth,
+        groups=labels,
+        metrics=names,
+        num_resamples=num_resamples,
+        seed=seed,
+        progress=sys.stderr.isatty(),
+    )
     print(evaluation.table())
     if json is not None:
         evaluation.to_json(json)
@@ -95,6 +108,23 @@ def evaluate(
     if crossed:
         print(f"crossed: {', '.join(crossed)}")
         raise typer.Exit(1)
+
+
+def _announce(num_examples: int, num_metrics: int, num_resamples: int, grouped: bool) -> None:
+    """Say on standard error how long the bootstrap will take, if that is long."""
+    if num_examples * num_resamples < _LONG:
+        return
+    from bayesguard.metrics.bootstrap import bootstrap_weights
+
+    start = time.perf_counter()
+    next(bootstrap_weights(num_examples, 1, seed=0))
+    # To draw a resample takes about as long as to compute three metrics of it; groups together are the data once more.
+    each = (time.perf_counter() - start) * (1 + num_metrics / 3) * (1 + grouped)
+    print(
+        f"bayesguard: {num_resamples:,} resamples of {num_examples:,} examples will take about "
+        f"{num_resamples * each:.0f} s; --num-resamples 0 gives the numbers without intervals at once",
+        file=sys.stderr,
+    )
 
 
 def _limit(text: str) -> tuple[str, str, float]:
@@ -118,11 +148,21 @@ def shift(
     seed: Annotated[int, typer.Option(help="Of the split, the networks, the shifts and the intervals.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
 ) -> None:
     """Calibration on shifted data, before and after temperature scaling."""
     from bayesguard.benchmarks.shift import METHODS, run
 
-    run(data, methods=method or list(METHODS), device=device, out=out, seed=seed, epochs=epochs, limit=limit)
+    run(
+        data,
+        methods=method or list(METHODS),
+        device=device,
+        out=out,
+        seed=seed,
+        epochs=epochs,
+        limit=limit,
+        data_dir=data_dir,
+    )
 
 
 @benchmark.command()
@@ -133,11 +173,30 @@ def unseen(
     seed: Annotated[int, typer.Option(help="Of the split, the networks and the shifts.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
 ) -> None:
     """Calibration on kinds of shift that calibration never saw."""
     from bayesguard.benchmarks.unseen import run
 
-    run(data, device=device, out=out, seed=seed, epochs=epochs, limit=limit)
+    run(data, device=device, out=out, seed=seed, epochs=epochs, limit=limit, data_dir=data_dir)
+
+
+@benchmark.command()
+def adversarial(
+    data: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")] = "digits",
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    attack: Annotated[str, typer.Option(help="pgd or fgsm.")] = "pgd",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
+    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
+) -> None:
+    """Adversarial perturbations of rising radius: does uncertainty rise before accuracy falls?"""
+    from bayesguard.benchmarks.adversarial import METHODS, run
+
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(data, methods=chosen, seeds=seeds, attack=attack, device=device, out=out, jobs=jobs, budget=budget)
 
 
 @benchmark.command()
@@ -147,7 +206,7 @@ def tabular(
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; BAYESGUARD_DATA by default.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes.")] = None,
     budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
 ) -> None:

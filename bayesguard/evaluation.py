@@ -1,5 +1,6 @@
 """Evaluation: a predictor against data, clean and shifted, every number with its interval."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, bi
 from bayesguard.metrics.functional.calibration import bins_of
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
+from bayesguard.metrics.parts import in_parts
 from bayesguard.metrics.registry import kind_of, specs_for
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictor import Predictor
@@ -37,8 +39,10 @@ def evaluate(
     clusters: object = None,
     interval: Interval | None = None,
     confidence_level: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Evaluation:
     """Evaluate predictions against data, clean and shifted.
 
@@ -61,12 +65,14 @@ def evaluate(
         interval: "basic", "percentile" or "bca" for every number; None for the choice above. Neither of the last two is for
             calibration errors: they cover too seldom.
         confidence_level: Of the intervals.
+        num_resamples: Of the bootstrap; 0 for numbers without intervals, whose ends are NaN.
         seed: Of the resamples and of the shifts.
         batch_size: Rows a batch, where `data` holds arrays.
+        progress: True for a progress bar on standard error while the bootstrap runs, if that takes seconds.
 
     Raises:
-        BadInput: Unknown metrics or interval, groups or clusters of another length or for shuffled data; with shifts, data that can be read
-            once only or that come in another order on the next pass.
+        BadInput: Unknown metrics or interval, too few resamples for the level, groups or clusters of another length or for
+            shuffled data; with shifts, data that can be read once only or that come in another order on the next pass.
 
     Examples:
         >>> evaluation = evaluate(Predictive.from_probs([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 1]))
@@ -80,6 +86,7 @@ def evaluate(
         raise BadType("shifts need a predictor, which can be asked again; a Predictive only has its answers")
     if chosen and is_one_shot(data):
         raise BadInput("data is an iterator, but shifts read it several times; pass a list of batches or a DataLoader")
+    check_num_resamples(num_resamples, confidence_level)
     if interval not in (None, "basic", "percentile", "bca"):
         raise BadInput(f"interval must be 'basic', 'percentile', 'bca' or None, got {interval!r}")
     grouping = _grouping(groups, predictor, data)
@@ -88,13 +95,16 @@ def evaluate(
     read = grouping.read if grouping is not None and grouping.needs_inputs else None
     predictive, targets = predictions(predictor, data, batch_size, read)
     count = len(predictive)
-    sheet = Sheet(confidence_level, seed, interval, None if clusters is None else cluster_index(clusters, count))
+    clustering = None if clusters is None else cluster_index(clusters, count)
+    sheet = Sheet(confidence_level, seed, interval, clustering, num_resamples=num_resamples, progress=progress)
     specs = specs_for(predictive, None if metrics is None else list(metrics))
+    clean = _answers(predictive, targets)
+    # First, while little else is kept: sorting takes more memory than all the rest.
+    risk = risk_coverage(clean[0].confidence, 1 - clean[0].right) if clean else None
     sheet.add(CLEAN, 0, predictive, targets, specs)
     members = [] if grouping is None else grouping.rows(count)
     for name, rows in members:
         sheet.add_group(name, rows, predictive, targets, specs)
-    clean = _answers(predictive, targets)
     pooled = {0.0: clean}
     for shift in chosen:
         assert isinstance(predictor, Predictor)
@@ -106,9 +116,13 @@ def evaluate(
     return Evaluation(
         results=results,
         simultaneous=joint,
-        meta={"name": type(predictor).__name__, **_meta(predictive, confidence_level, seed), "interval": interval},
+        meta={
+            "name": type(predictor).__name__,
+            **_meta(predictive, confidence_level, num_resamples, seed),
+            "interval": interval,
+        },
         reliability={severity: _bins(parts, confidence_level) for severity, parts in pooled.items() if parts},
-        risk=risk_coverage(clean[0].confidence, 1 - clean[0].right) if clean else None,
+        risk=risk,
         doubt={severity: _doubt(parts) for severity, parts in pooled.items() if parts},
         answers=clean[0] if clean else None,
         by_class=_by_class(predictive, targets),
@@ -158,6 +172,16 @@ def check_order(data: Any, why: str) -> None:
         raise BadInput(f"data is shuffled, and {why} go by the order of its rows; use a loader with shuffle=False")
 
 
+def check_num_resamples(num_resamples: int, confidence_level: float) -> None:
+    """Raise BadInput for fewer resamples than leave one beyond each end of an interval; 0 asks for no intervals."""
+    needed = math.ceil(2 / (1 - confidence_level) - 1e-6)
+    if 0 < check_count(num_resamples, "num_resamples", minimum=0) < needed:
+        raise BadInput(
+            f"num_resamples is {num_resamples}, too few for intervals of level {confidence_level:g}; pass at least "
+            f"{needed}, or 0 for numbers without intervals"
+        )
+
+
 def _grouping(groups: object, predictor: object, data: Any) -> Grouping | None:
     if groups is None:
         return None
@@ -171,16 +195,20 @@ def _grouping(groups: object, predictor: object, data: Any) -> Grouping | None:
 
 def _answers(predictive: Predictive, targets: Tensor) -> list[Answers]:
     """Return what the diagrams need, once; nothing for predictions of numbers, which are neither right nor wrong."""
-    if isinstance(predictive, CategoricalPredictive):
-        confidence, right = top_label(predictive.probs.flatten(0, -2), targets.long().flatten())
-        promised, outcome = confidence, right
-    elif isinstance(predictive, BernoulliPredictive):
-        confidence, right = predictive.confidence.flatten(), (predictive.labels == targets).double().flatten()
-        # As for the calibration error of yes or no: what is promised is the probability of yes.
-        promised, outcome = predictive.probs.flatten(), targets.double().flatten()
-    else:
+    if not isinstance(predictive, CategoricalPredictive | BernoulliPredictive):
         return []
-    return [Answers(confidence, right, promised, outcome, predictive.uncertainty().total.flatten())]
+    confidence, right, total, *binary = in_parts(_part_answers, predictive, targets)
+    promised, outcome = binary or (confidence, right)
+    return [Answers(confidence, right, promised, outcome, total)]
+
+
+def _part_answers(predictive: Predictive, targets: Tensor) -> list[Tensor]:
+    total = predictive.uncertainty().total.flatten()
+    if isinstance(predictive, CategoricalPredictive):
+        return [*top_label(predictive.probs.flatten(0, -2), targets.long().flatten()), total]
+    confidence, right = predictive.confidence.flatten(), (predictive.labels == targets).double().flatten()
+    # As for the calibration error of yes or no: what is promised is the probability of yes.
+    return [confidence, right, total, predictive.probs.flatten(), targets.double().flatten()]
 
 
 def _by_class(predictive: Predictive, targets: Tensor) -> BinnedSums | None:
@@ -209,14 +237,14 @@ def _doubt(parts: list[Answers]) -> tuple[Tensor, Tensor]:
     return total[right == 1], total[right == 0]
 
 
-def _meta(predictive: Predictive, confidence_level: float, seed: int) -> dict[str, Any]:
+def _meta(predictive: Predictive, confidence_level: float, num_resamples: int, seed: int) -> dict[str, Any]:
     from bayesguard import __version__
 
     return {
         "kind": kind_of(predictive),
         "num_examples": len(predictive),
         "confidence_level": confidence_level,
-        "num_resamples": NUM_RESAMPLES,
+        "num_resamples": num_resamples,
         "seed": seed,
         "bayesguard": __version__,
         "torch": torch.__version__,

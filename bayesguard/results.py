@@ -135,7 +135,8 @@ class Evaluation:
             for metric in judged:
                 worst = self.worst_group(metric)
                 text += f"\nworst group by {EVALUATION_METRICS[metric].label}: {worst.group} with {show(worst)}"
-            text += f"\n[{self.meta['confidence_level']:.0%} intervals of the worst hold for all groups at once]"
+            if self.meta["num_resamples"]:
+                text += f"\n[{self.meta['confidence_level']:.0%} intervals of the worst hold for all groups at once]"
         return text
 
     def to_frame(self) -> Any:
@@ -191,8 +192,11 @@ def combined_table(evaluations: Mapping[str, Evaluation]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in zip(*columns, strict=True)
     ]
+    text = "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:]])
+    if not any(evaluation.meta["num_resamples"] for evaluation in evaluations.values()):
+        return text
     level = next(iter(evaluations.values())).meta["confidence_level"]
-    return "\n".join([lines[0], "-" * len(max(lines, key=len)), *lines[1:], "", f"[{level:.0%} bootstrap intervals]"])
+    return f"{text}\n\n[{level:.0%} bootstrap intervals]"
 
 
 def _table_rows(evaluation: Evaluation) -> list[tuple[str, dict[str, Result]]]:
@@ -210,7 +214,7 @@ def _table_rows(evaluation: Evaluation) -> list[tuple[str, dict[str, Result]]]:
 
 
 def show(result: Result) -> str:
-    """Return "value [lower, upper]" with three decimals, or as many as three digits of it need."""
+    """Return "value [lower, upper]", or the value alone, with three decimals, or as many as three digits of it need."""
     if math.isnan(result.value):
         return "undefined"
     scale = max((abs(x) for x in (result.value, result.lower, result.upper) if math.isfinite(x)), default=1.0)
@@ -219,7 +223,7 @@ def show(result: Result) -> str:
     else:
         form = ".0f" if 1000 <= scale < 1e6 else ".2e"
     value, lower, upper = (format(x, form) for x in (result.value, result.lower, result.upper))
-    return f"{value} [{lower}, {upper}]"
+    return value if math.isnan(result.lower) else f"{value} [{lower}, {upper}]"
 
 
 def to_json(tree: Any, path: str | Path | None = None) -> str:

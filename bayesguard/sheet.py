@@ -1,7 +1,7 @@
 """The cells of an evaluation: each metric of each set of predictions, resampled together, with its interval."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from bayesguard.metrics.bootstrap import (
     percentile_interval,
     standardised,
 )
+from bayesguard.metrics.parts import scores_of
 from bayesguard.metrics.registry import MetricSpec, Scores
 from bayesguard.predictive import Predictive
 from bayesguard.results import CLEAN, MEAN, Result
@@ -53,7 +54,7 @@ class Drawn(NamedTuple):
         self, level: float, bounds: tuple[float, float] = (-math.inf, math.inf), kind: Interval | None = None
     ) -> tuple[float, float]:
         """Return the interval, widened where it would miss the number itself; NaN for one that is undefined."""
-        if math.isnan(self.value):
+        if math.isnan(self.value) or not len(self.resampled):
             return math.nan, math.nan
         if kind is None and self.gaps is not None:
             lower, upper = inverted_interval(*self.gaps, level, bounds)
@@ -81,8 +82,18 @@ def mean_of(parts: Sequence[Drawn]) -> Drawn:
 class Sheet:
     """The cells of an evaluation, resampled together at the end."""
 
-    def __init__(self, confidence_level: float, seed: int, kind: Interval | None, clusters: Tensor | None) -> None:
+    def __init__(
+        self,
+        confidence_level: float,
+        seed: int,
+        kind: Interval | None,
+        clusters: Tensor | None,
+        *,
+        num_resamples: int = NUM_RESAMPLES,
+        progress: bool | None = None,
+    ) -> None:
         self.confidence_level, self.seed, self.kind, self.clusters = confidence_level, seed, kind, clusters
+        self.num_resamples, self.progress = num_resamples, progress
         self.cells: list[Cell] = []
         self._clusters_of: dict[str | None, Tensor | None] = {None: clusters}
 
@@ -90,8 +101,8 @@ class Sheet:
         self, shift: str, severity: float, predictive: Predictive, targets: Tensor, specs: Sequence[MetricSpec]
     ) -> None:
         """Keep what the metrics need of some predictions."""
-        for spec in specs:
-            self.cells.append(Cell(shift, severity, None, spec, spec.scores(predictive, targets)))
+        for spec, scores in zip(specs, scores_of(specs, predictive, targets), strict=True):
+            self.cells.append(Cell(shift, severity, None, spec, scores))
 
     def add_group(
         self, name: str, rows: Tensor, predictive: Predictive, targets: Tensor, specs: Sequence[MetricSpec]
@@ -100,8 +111,8 @@ class Sheet:
         own, truth = predictive[rows], targets[rows]
         if self.clusters is not None:
             self._clusters_of[name] = self.clusters[rows].unique(return_inverse=True)[1]
-        for spec in specs:
-            self.cells.append(Cell(CLEAN, 0, name, spec, spec.scores(own, truth)))
+        for spec, scores in zip(specs, scores_of(specs, own, truth), strict=True):
+            self.cells.append(Cell(CLEAN, 0, name, spec, scores))
 
     def results(self) -> tuple[tuple[Result, ...], tuple[Result, ...]]:
         """Return every cell's number and the means over the shifts of each severity; and groups with joint intervals."""
@@ -111,25 +122,36 @@ class Sheet:
 
     def drawn(self) -> list[Drawn]:
         """Return every cell resampled; the examples of a group are resampled among themselves."""
+        from tqdm import tqdm
+
+        if not self.num_resamples:
+            nothing = torch.empty(0, dtype=torch.float64, device="cpu")
+            return [Drawn(cell.scores.value(), nothing) for cell in self.cells]
         values: list[list[Tensor]] = [[] for _ in self.cells]
         gaps: list[list[Tensor]] = [[] for _ in self.cells]
-        for group in dict.fromkeys(cell.group for cell in self.cells):
-            places = [place for place, cell in enumerate(self.cells) if cell.group == group]
-            count = self.cells[places[0]].scores.num_examples
-            seed = self.seed if group is None else derive_seed(self.seed, "group", group)
-            clusters = self._clusters_of.get(group)
-            for weights in bootstrap_weights(count, NUM_RESAMPLES, seed, clusters=clusters):
-                for place in places:
-                    signed = self.cells[place].scores.signed_gaps(weights)
-                    if signed is None:
-                        values[place].append(self.cells[place].scores.resample(weights))
-                    else:
-                        gaps[place].append(signed)
-                        values[place].append(signed.abs().sum(-1))
+        groups = dict.fromkeys(cell.group for cell in self.cells)
+        total = len(groups) * self.num_resamples
+        # Without a delay every short evaluation would flash a bar.
+        with tqdm(total=total, desc="bootstrap", leave=False, delay=2, disable=not self.progress) as bar:
+            for group in groups:
+                places = [place for place, cell in enumerate(self.cells) if cell.group == group]
+                for weights in self._weights(group, self.cells[places[0]].scores.num_examples):
+                    for place in places:
+                        signed = self.cells[place].scores.signed_gaps(weights)
+                        if signed is None:
+                            values[place].append(self.cells[place].scores.resample(weights))
+                        else:
+                            gaps[place].append(signed)
+                            values[place].append(signed.abs().sum(-1))
+                    bar.update(len(weights))
         return [
             self._number(cell, torch.cat(again), torch.cat(signed) if signed else None)
             for cell, again, signed in zip(self.cells, values, gaps, strict=True)
         ]
+
+    def _weights(self, group: str | None, count: int) -> Iterator[Tensor]:
+        seed = self.seed if group is None else derive_seed(self.seed, "group", group)
+        return bootstrap_weights(count, self.num_resamples, seed, clusters=self._clusters_of.get(group))
 
     def _number(self, cell: Cell, resampled: Tensor, signed: Tensor | None) -> Drawn:
         own = cell.scores.signed_gaps(torch.ones(1, cell.scores.num_examples, dtype=torch.float64, device="cpu"))
@@ -162,7 +184,9 @@ class Sheet:
         errors, asks for instead of that of one. Groups are resampled apart: where they overlap, that is cautious (Šidák).
         """
         quantile = float(torch.special.ndtri(torch.tensor(0.5 + self.confidence_level / 2, dtype=torch.float64)))
-        joint = []
+        joint: list[Result] = []
+        if not self.num_resamples:
+            return tuple(result for result in own if result.group is not None)
         for name in dict.fromkeys(result.metric for result in own):
             places = [place for place, r in enumerate(own) if r.metric == name and r.group is not None]
             if not places:

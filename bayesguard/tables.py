@@ -1,7 +1,8 @@
 """Predictions kept in files: NumPy archives, CSV and Parquet tables."""
 
+import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from bayesguard.checks import as_tensor, check_finite
 from bayesguard.errors import BadFile, BadInput
 from bayesguard.predictive import Predictive
+from bayesguard.predictive.numerics import slices, wide
 
 TARGET_NAMES = ("targets", "labels", "y", "target", "label")
 Columns = Mapping[str, Any]
@@ -39,37 +41,140 @@ def read_predictions(
         BadInput: Something is missing in it; the message says what there is.
     """
     path = Path(path)
-    columns = _read_npz(path) if path.suffix == ".npz" else _read_table(path)
+    columns = _columns(path)
     truth = _column(columns, targets, TARGET_NAMES, path)
-    labels = None if groups is None else _column(columns, groups, (), path)
+    if not np.size(truth):
+        raise BadInput(f"{path} has no rows; there is nothing to evaluate")
+    labels = None if groups is None else _groups(_column(columns, groups, (), path), groups, path)
     return _predictive(columns, path), _targets(truth, columns, path), labels
 
 
-def _read_npz(path: Path) -> Columns:
-    try:
-        # Pickled objects could run code: they are never read.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise BadFile(f"{path} does not exist") from None
-    except Exception as error:
-        raise BadFile(f"{path} cannot be read as a NumPy archive without pickled objects: {error}") from error
-
-
-def _read_table(path: Path) -> Columns:
-    if path.suffix not in (".csv", ".parquet"):
+def _columns(path: Path) -> Columns:
+    kinds: dict[str, Callable[[Path], Columns]] = {".npz": _Archive, ".csv": _read_csv, ".parquet": _Parquet}
+    if path.suffix not in kinds:
         raise BadFile(f"{path} is of no known kind; pass a .npz, .csv or .parquet file")
     if not path.is_file():
         raise BadFile(f"{path} does not exist")
+    return kinds[path.suffix](path)
+
+
+class _Archive(Mapping[str, Any]):
+    """The arrays of an .npz, each read when it is asked for: what nobody needs takes no memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names: list[str] = self._read(lambda archive: list(archive.files))
+
+    def _read(self, part: Callable[[Any], Any]) -> Any:
+        try:
+            # Pickled objects could run code: they are never read.
+            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+                return part(archive)
+        except Exception as error:
+            raise BadFile(
+                f"{self.path} cannot be read as a NumPy archive without pickled objects: {error or type(error).__name__}"
+            ) from error
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        return self._read(lambda archive: archive[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _read_csv(path: Path) -> Columns:
+    pandas = _pandas(".csv")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file)
+            names = next(lines, [])
+            repeated = [name for name in names if names.count(name) > 1]
+            if not names or repeated:
+                raise ValueError(f"the first line names {repeated[0]!r} twice" if repeated else "it is empty")
+            # pandas fills short rows with NaN, and takes the first column for row names where all rows are too long.
+            for number, row in enumerate(lines, 2):
+                if len(row) not in (0, len(names)):
+                    raise ValueError(f"line {number} has {len(row)} fields, the first line {len(names)}")
+        frame = pandas.read_csv(path, index_col=False, encoding="utf-8-sig")
+    except Exception as error:
+        raise BadFile(f"{path} cannot be read as csv: {error}") from error
+    return {str(name): frame[name].to_numpy() for name in frame.columns}
+
+
+class _Parquet(Mapping[str, Any]):
+    """The columns of a .parquet file, each read when it is asked for, a batch of rows at a time."""
+
+    def __init__(self, path: Path) -> None:
+        _pandas(".parquet")
+        from pyarrow.parquet import ParquetFile
+
+        self.path = path
+        try:
+            self.file = ParquetFile(path)
+        except Exception as error:
+            raise BadFile(f"{path} cannot be read as parquet: {error}") from error
+        self.names = list(self.file.schema_arrow.names)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(name)
+        try:
+            return self.file.read(columns=[name]).column(0).to_pandas().to_numpy()
+        except Exception as error:
+            raise BadFile(f"{self.path} cannot be read as parquet: {error}") from error
+
+    def matrix(self, names: list[str]) -> Any:
+        """Return columns of numbers side by side, `[N, K]`; a missing value is NaN."""
+        kinds = [_number_type(self.file.schema_arrow.field(name).type, name, self.path) for name in names]
+        values = np.empty((self.file.metadata.num_rows, len(names)), dtype=np.result_type(*kinds))
+        start = 0
+        try:
+            for batch in self.file.iter_batches(batch_size=1 << 16, columns=names):
+                for place, name in enumerate(names):
+                    values[start : start + len(batch), place] = batch.column(name).to_numpy(zero_copy_only=False)
+                start += len(batch)
+        except Exception as error:
+            raise BadFile(f"{self.path} cannot be read as parquet: {error}") from error
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _number_type(kind: Any, name: str, path: Path) -> Any:
+    """Return float32 or float64 for an arrow type of numbers; whole numbers may be missing, and are float64."""
+    from pyarrow import types
+
+    if types.is_floating(kind):
+        return np.float64 if types.is_float64(kind) else np.float32
+    if types.is_integer(kind) or types.is_boolean(kind):
+        return np.float64
+    raise BadInput(f"{path} has something other than numbers in {name!r}")
+
+
+def _pandas(suffix: str) -> Any:
     try:
         import pandas
+        import pyarrow  # noqa: F401
     except ImportError as error:
-        raise ImportError(f'{path.suffix} files need pandas: pip install "bayesguard[tables]"') from error
-    try:
-        frame = pandas.read_csv(path) if path.suffix == ".csv" else pandas.read_parquet(path)
-    except Exception as error:
-        raise BadFile(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
-    return {str(name): frame[name].to_numpy() for name in frame.columns}
+        raise ImportError(f'{suffix} files need pandas and pyarrow: pip install "bayesguard[tables]"') from error
+    return pandas
+
+
+def _groups(labels: Any, name: str, path: Path) -> Any:
+    """Return group labels; a row without one would silently be a group of its own."""
+    missing = [row for row, label in enumerate(labels.tolist()) if label is None or label != label]
+    if missing:
+        raise BadInput(f"{path} has no group label {name!r} in row {missing[0]}")
+    return labels
 
 
 def _column(columns: Columns, name: str | None, usual: tuple[str, ...], path: Path) -> Any:
@@ -96,11 +201,30 @@ def _predictive(columns: Columns, path: Path) -> Predictive:
         return Predictive.from_normal(_numbers(columns, "loc", path), _numbers(columns, "scale", path))
     if kind == "samples":
         return Predictive.from_samples(_numbers(columns, "samples", path))
-    make = Predictive.from_logits if kind in ("logits", "logit_") else Predictive.from_probs
-    if kind in ("probs", "logits"):
-        values = _numbers(columns, kind, path)
-        return make(values, draws=values.dim() == 3)
-    return make(torch.stack([_numbers(columns, name, path).double() for name in classes[kind]], dim=-1))
+    values = _numbers(columns, kind, path) if kind in ("probs", "logits") else _matrix(columns, classes[kind], path)
+    if kind not in ("logits", "logit_"):
+        return Predictive.from_probs(values, draws=values.dim() == 3)
+    if values.dim() > 1 and _are_distributions(values):
+        raise BadInput(
+            f"{path} has logits that are probabilities: all rows are in [0, 1] and sum to 1; name them probs, or p0, p1, "
+            "... (if logits they are, subtract 1 from all of them, which changes nothing)"
+        )
+    return Predictive.from_logits(values, draws=values.dim() == 3)
+
+
+def _are_distributions(values: Tensor) -> bool:
+    """Return whether all rows are probabilities; most logits show in the first slice that they are not."""
+    rows = values.reshape(-1, values.shape[-1])
+    parts = (wide(rows[part]) for part in slices(len(rows), 4 * rows.shape[-1]))
+    return all(bool((part >= 0).all() & ((part.sum(-1) - 1).abs() <= 1e-3).all()) for part in parts)
+
+
+def _matrix(columns: Columns, names: list[str], path: Path) -> Tensor:
+    """Return columns side by side `[N, K]`, in the widest dtype that there is among them."""
+    if isinstance(columns, _Parquet):
+        return as_tensor(columns.matrix(names), names[0])
+    values = [_numbers(columns, name, path) for name in names]
+    return torch.stack([column.double() for column in values], dim=-1)
 
 
 def _numbers(columns: Columns, name: str, path: Path) -> Tensor:

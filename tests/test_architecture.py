@@ -60,6 +60,7 @@ HEAVY = {
     "tqdm",
     "scipy",
     "PIL",
+    "pooch",
 }
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bayesguard as bg
 from bayesguard.cli import main
+from bayesguard.tables import read_predictions
 
 PROBS = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
 LABELS = np.array([0, 0, 1, 1])
@@ -35,6 +37,15 @@ def csv(folder: Path, text: str) -> Path:
     path = folder / "predictions.csv"
     path.write_text(text)
     return path
+
+
+def parquet(path: Path) -> Path:
+    """Return the file of a csv file's columns."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    other = path.with_suffix(".parquet")
+    pandas.read_csv(path).to_parquet(other)
+    return other
 
 
 def accuracy(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> float:
@@ -150,6 +161,155 @@ def test_damaged_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     code, _, error = run(["evaluate", path], capsys)
     assert (code, error.count("\n")) == (2, 1)
     assert str(path) in error
+
+
+GOOD = "p0,p1,label\n0.9,0.1,0\n0.2,0.8,1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it is empty"),
+        ("p0,p1,label\n", "has no rows"),
+        (GOOD + "0.2,0.8\n", "line 4 has 2 fields, the first line 3"),
+        (GOOD + "0.2,0.8,1,1\n", "line 4 has 4 fields, the first line 3"),
+        ("p0,p1,label\n0.9,0.1,0,7\n0.2,0.8,1,7\n", "line 2 has 4 fields"),
+        ("p0,p1,p1,label\n0.9,0.1,0.1,0\n", "'p1' twice"),
+        ("a,b,label\n0.9,0.1,0\n", "no predictions"),
+        ("p0,p1,truth\n0.9,0.1,0\n", "no targets"),
+        ("p0,p1,logit_0,logit_1,label\n0.9,0.1,1,2,0\n", "several kinds"),
+        ("p0,p1,label\n0.9,high,0\n", "'p1'"),
+        (GOOD + "0.2,0.7,1\n", "row 2"),
+        (GOOD + "0.2,,1\n", "row 2"),
+        (GOOD + "0.2,0.8,2\n", "label 2 in row 2"),
+        (GOOD + "0.2,0.8,0.5\n", "integer class labels"),
+        (GOOD + "0.2,0.8,cat\n", "neither numbers nor names"),
+        (GOOD + "1.2,-3.1,1\n", "row 2"),
+        (GOOD.replace("p0,p1", "logit_0,logit_1"), "logits that are probabilities"),
+        ("loc,scale,y\n1,0,1\n", "scale"),
+        ("loc,scale,y\n1,1,nan\n", "row 0"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_bad_tables(suffix: str, text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = csv(tmp_path, text)
+    if suffix == "parquet":
+        if "fields" in words or words in ("it is empty", "'p1' twice"):
+            pytest.skip("there are no lines in a parquet file")
+        path = parquet(path)
+    code, out, error = run(["evaluate", path], capsys)
+    assert (code, out, error.count("\n")) == (2, "", 1), error
+    assert words in error
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.97])
+def test_damaged_files(suffix: str, share: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = npz(tmp_path, probs=PROBS, labels=LABELS) if suffix == "npz" else parquet(csv(tmp_path, GOOD))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    code, out, error = run(["evaluate", path], capsys)
+    assert (code, out, error.count("\n")) == (2, "", 1), error
+    assert str(path) in error
+
+
+def test_changed_byte_of_an_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = npz(tmp_path, probs=PROBS, labels=LABELS)
+    content = path.read_bytes()
+    place = content.index(PROBS.tobytes())
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    code, _, error = run(["evaluate", path], capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "CRC" in error
+
+
+def test_group_without_a_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = csv(tmp_path, "p0,p1,label,where\n0.9,0.1,0,a\n0.2,0.8,1,\n")
+    for file in (path, parquet(path)):
+        code, _, error = run(["evaluate", file, "--groups", "where"], capsys)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "'where' in row 1" in error
+
+
+def test_logits_and_probabilities_are_not_mistaken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arrays, words in (
+        ({"probs": np.log(PROBS)}, "from_logits"),
+        ({"logits": PROBS}, "logits that are probabilities"),
+        ({"logits": np.stack([PROBS, PROBS])}, "logits that are probabilities"),
+    ):
+        code, _, error = run(["evaluate", npz(tmp_path, labels=LABELS, **arrays)], capsys)
+        assert (code, error.count("\n")) == (2, 1)
+        assert words in error
+    # Nothing changes with the remedy that the message names, nor is one row that sums to 1 a sign of anything.
+    assert accuracy(npz(tmp_path, logits=PROBS - 1, labels=LABELS), capsys) == 0.75
+    assert accuracy(npz(tmp_path, logits=PROBS * [[1], [1], [1], [2]], labels=LABELS), capsys) == 0.75
+
+
+def test_parquet_is_read_in_the_dtype_of_the_file(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    values = np.random.default_rng(0).dirichlet(np.ones(3), size=70_001).astype(np.float32)
+    frame = pandas.DataFrame(values, columns=["prob_b", "prob_a", "prob_c"])
+    frame["label"] = np.array(["a", "b", "c"])[np.arange(len(values)) % 3]
+    path = tmp_path / "predictions.parquet"
+    frame.to_parquet(path, row_group_size=30_000)
+    predictive, targets, _ = read_predictions(path)
+    assert predictive.dtype == torch.float32
+    assert torch.equal(predictive.draw_logits, bg.Predictive.from_probs(values).draw_logits)
+    assert targets[:4].tolist() == [1, 0, 2, 1]
+
+
+def test_without_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = npz(tmp_path, probs=PROBS, labels=LABELS, where=np.array(["a", "a", "b", "b"]))
+    out, page = tmp_path / "out.json", tmp_path / "page.html"
+    arguments = ["evaluate", path, "--groups", "where", "--num-resamples", "0", "--fail-if", "accuracy<0.7"]
+    code, text, error = run([*arguments, "--json", out, "--html", page], capsys)
+    assert (code, error) == (0, "")
+    assert "[" not in text
+    assert "0.750" in text
+    results = json.loads(out.read_text())["results"]
+    assert all(result["lower"] is None and result["upper"] is None for result in results)
+    assert "intervals over examples" not in page.read_text()
+    assert "nan" not in page.read_text().lower().split("<img")[0]
+    code, _, error = run(["evaluate", path, "--num-resamples", "10"], capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "at least 40" in error
+
+
+def test_a_long_bootstrap_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = npz(tmp_path, probs=PROBS, labels=LABELS)
+    monkeypatch.setattr("bayesguard.cli._LONG", 4000)
+    code, _, error = run(["evaluate", path], capsys)
+    assert code == 0
+    assert error.startswith("bayesguard: 1,000 resamples of 4 examples will take about ")
+    assert error.count("\n") == 1  # a terminal has a bar beneath it, a file has not
+    assert run(["evaluate", path, "--num-resamples", "0"], capsys)[2] == ""
+
+
+_MEASURE = """
+import resource, sys
+import numpy, torch, tqdm, bayesguard.cli, bayesguard.tables, bayesguard.metrics.registry
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+try:
+    bayesguard.cli.main(["evaluate", sys.argv[1], "--num-resamples", "0"])
+finally:
+    print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in KiB on Linux only")
+def test_memory_of_a_large_file(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    probs = random.random((200_000, 40), dtype=np.float32)
+    probs /= probs.sum(1, keepdims=True)
+    path = npz(tmp_path, probs=probs, targets=random.integers(40, size=len(probs)))
+    done = subprocess.run([sys.executable, "-c", _MEASURE, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # What was there before the predictions came in parts took more than six times the file.
+    assert int(done.stdout.splitlines()[-1]) < 4 * path.stat().st_size
 
 
 def test_kinds_of_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,9 +102,11 @@ def test_widened_intervals_rarely_call_any_of_ten_honest_groups() -> None:
     called = {0.95: 0, 1 - 0.05 / groups: 0}
     for seed in range(runs):
         one = drawn(groups * 200, seed)
-        key = torch.arange(groups * 200) % groups * 15 + bin_index(one.confidence, 15, "width")
-        flat = BinnedSums.of(one.confidence, one.right, key, groups * 15)
-        sums = BinnedSums(*(part.reshape(groups, 15) for part in flat.tensors()))
+        each = [
+            BinnedSums.of(score, right, bin_index(score, 15, "width"), 15)
+            for score, right in zip(one.confidence.reshape(-1, groups).T, one.right.reshape(-1, groups).T, strict=True)
+        ]
+        sums = BinnedSums(torch.stack([s.rows for s in each]), torch.stack([s.sums for s in each], 1))
         for level in called:
             called[level] += any(gap.lower > 0 or gap.upper < 0 for gap in gaps_of_sums(sums, level))
     limit = 0.05 + 5 * math.sqrt(0.05 * 0.95 / runs)

@@ -40,7 +40,7 @@ SETTINGS = {
     "digits": Settings(SmallCNN, epochs=40, batch_size=64, learning_rate=1e-3, suite="images"),
     "mnist": Settings(SmallCNN, epochs=10, batch_size=256, learning_rate=1e-3, suite="images"),
     "fashion_mnist": Settings(SmallCNN, epochs=15, batch_size=256, learning_rate=1e-3, suite="images"),
-    "cifar10": Settings(ResNet20, epochs=60, batch_size=128, learning_rate=1e-3, suite="cifar10-c"),
+    "cifar10": Settings(ResNet20, epochs=60, batch_size=128, learning_rate=1e-3, suite="cifar10-c-ovadia"),
 }
 
 Fit = Callable[[Predictor], object]
@@ -83,6 +83,7 @@ def run(
     seed: int = 0,
     epochs: int | None = None,
     limit: int | None = None,
+    data_dir: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Evaluation]:
     """Train, calibrate and evaluate each method, and write the table, the figures and the page under `out`.
@@ -95,6 +96,7 @@ def run(
         seed: Of the split, the networks, the draws, the shifts and the bootstrap.
         epochs: Training epochs; None for the data set's own.
         limit: Rows of the training and test parts at most, for a quick look.
+        data_dir: Folder of the data; see `bayesguard.benchmarks.files.read`.
         say: Where the progress and the table go.
 
     Returns:
@@ -107,7 +109,7 @@ def run(
     if unknown or not methods:
         raise BadInput(f"method must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
     chosen = choose_device(device)
-    images, settings = load(data, seed=seed, limit=limit), SETTINGS[data]
+    images, settings = load(data, seed=seed, limit=limit, data_dir=data_dir), SETTINGS[data]
     evaluations: dict[str, Evaluation] = {}
     for name in methods:
         label, build = METHODS[name]

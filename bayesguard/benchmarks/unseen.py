@@ -50,6 +50,7 @@ def run(
     seed: int = 0,
     epochs: int | None = None,
     limit: int | None = None,
+    data_dir: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train one ensemble, leave each family out in turn, print the table, and write `unseen-<data>.json` under `out`.
@@ -61,6 +62,7 @@ def run(
         seed: Of the split, the networks, and the shifts.
         epochs: Training epochs; None for the data set's own.
         limit: Rows of the training and test parts at most, for a quick look.
+        data_dir: Folder of the data; see `bayesguard.benchmarks.files.read`.
         say: Where the progress and the table go.
 
     Returns:
@@ -71,7 +73,7 @@ def run(
         BadInput: An unknown data set or device.
     """
     chosen = choose_device(device)
-    images, settings = load(data, seed=seed, limit=limit), SETTINGS[data]
+    images, settings = load(data, seed=seed, limit=limit, data_dir=data_dir), SETTINGS[data]
     start = time.perf_counter()
     ensemble = bg.DeepEnsemble(factory(settings, images), num_members=_MEMBERS, seed=seed)
     train(images, settings, epochs, chosen, ensemble)

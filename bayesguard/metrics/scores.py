@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesguard.metrics.functional.inputs import group_sums
-from bayesguard.predictive.numerics import BUDGET
+from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
 NUM_BINS = 15
 
@@ -85,7 +85,7 @@ class Binned(Scores):
         total = weights.new_zeros(len(weights))
         for start in range(0, columns, step):
             # The share of a bin times its gap is its summed gap over all weight: no counts are needed.
-            total += (weights @ self._by_row(slice(start, start + step))).abs().sum(-1)
+            total += self._sums(weights, slice(start, start + step)).abs().sum(-1)
         return total / (weights.sum(-1) * elements * columns)
 
     def signed_gaps(self, weights: Tensor) -> Tensor | None:
@@ -93,11 +93,19 @@ class Binned(Scores):
         if columns > 1:  # too many to be kept for every resample
             return None
         weights = weights.to(self.gaps)
-        return weights @ self._by_row(slice(None)) / (weights.sum(-1, keepdim=True) * elements)
+        return self._sums(weights, slice(None)) / (weights.sum(-1, keepdim=True) * elements)
 
-    def _by_row(self, columns: slice) -> Tensor:
-        """Return the gaps of every example summed by column and bin, `[N, columns * B]`."""
-        gaps, index = self.gaps[..., columns], self.index[..., columns]
+    def _sums(self, weights: Tensor, columns: slice) -> Tensor:
+        """Return the gaps of all examples summed by column and bin, for each row of weights, `[R, columns * B]`."""
+        parts = [
+            weights[:, rows] @ self._by_row(columns, rows)
+            for rows in slices(self.num_examples, NUM_BINS * BUDGET // CACHED)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def _by_row(self, columns: slice, examples: slice) -> Tensor:
+        """Return the gaps of every example summed by column and bin, `[n, columns * B]`."""
+        gaps, index = self.gaps[examples, :, columns], self.index[examples, :, columns]
         rows, _, width = gaps.shape
         bins = width * NUM_BINS
         column = torch.arange(width, device=gaps.device) * NUM_BINS

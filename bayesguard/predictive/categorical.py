@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, constraints
@@ -9,7 +11,7 @@ from torch.distributions import Categorical, constraints
 from bayesguard.checks import bad_row, check_finite, check_labels
 from bayesguard.errors import BadInput
 from bayesguard.predictive.base import normalised_weights, with_draws
-from bayesguard.predictive.numerics import as_floating, as_given, wide
+from bayesguard.predictive.numerics import BUDGET, CACHED, as_floating, as_given, slices, wide
 from bayesguard.predictive.pooled import PooledPredictive
 
 
@@ -38,11 +40,7 @@ class CategoricalPredictive(PooledPredictive):
 
     def __init__(self, logits: object, weights: object = None, *, exact: bool = False) -> None:
         values = with_draws(as_floating(logits, "logits"), True, 2, "logits")
-        if values.shape[-1] < 2:
-            raise BadInput(
-                f"logits has {values.shape[-1]} classes on its last axis; at least 2 are needed. "
-                "For one logit of yes or no use BernoulliPredictive"
-            )
+        _check_classes(values, "logits")
         log_probs = _log_softmax(values)
         # What may not be (NaN, +inf, every class masked) all ends in NaN: one look, and a reason where there is one.
         if log_probs.isnan().any():
@@ -64,17 +62,16 @@ class CategoricalPredictive(PooledPredictive):
             BadInput: Values outside [0, 1], or rows that do not sum to one within 1e-3.
         """
         values = with_draws(as_floating(probs, "probs"), draws, 2, "probs")
-        check_finite(values, "probs", row_axis=1)
-        sums = wide(values).sum(-1)
-        bad = (values < 0).any(-1) | (values > 1).any(-1) | ((sums - 1).abs() > 1e-3)
-        if bad.any():
-            row = bad_row(bad.movedim(1, 0))
-            raise BadInput(
-                f"probs must be in [0, 1] and sum to 1 over the last axis, row {row} does not "
-                f"(its sum is {float(sums.movedim(1, 0)[row][bad.movedim(1, 0)[row]][0]):.6g}); "
-                "these look like logits: use from_logits"
-            )
-        return cls(values.log(), exact=not draws)
+        _check_classes(values, "probs")
+        parts = list(slices(values.shape[1], values[:, :1].numel() * BUDGET // CACHED))
+        if not all(_are_distributions(values[:, rows]) for rows in parts):
+            _refuse_probs(values)
+        # Filled in parts, for one copy of the probabilities instead of three; a row that sums to 1 has no NaN here.
+        log_probs = torch.empty_like(values)
+        for rows in parts:
+            log_probs[:, rows] = _log_softmax(values[:, rows].log())
+        new = cls.__new__(cls)
+        return new._fill(log_probs, None, normalised_weights(None, values.shape[0], values), not draws)
 
     def _draw_log_probs(self, rows: slice) -> Tensor:
         return wide(self.draw_logits[:, rows])
@@ -134,9 +131,35 @@ class CategoricalPredictive(PooledPredictive):
         return self._sample_classes(count, generator)
 
 
+def _check_classes(values: Tensor, name: str) -> None:
+    if values.shape[-1] < 2:
+        raise BadInput(
+            f"{name} has {values.shape[-1]} classes on its last axis; at least 2 are needed. "
+            "For one number of yes or no use BernoulliPredictive"
+        )
+
+
 def _log_softmax(values: Tensor) -> Tensor:
     if not torch.is_autocast_enabled(values.device.type):
         return values.log_softmax(-1)
     # Under autocast a softmax may stay in half precision, and its rows would miss 1 by 0.002.
     with torch.autocast(values.device.type, enabled=False):
         return values.log_softmax(-1)
+
+
+def _are_distributions(probs: Tensor) -> bool:
+    values = wide(probs.detach())
+    return bool(((values >= 0) & (values <= 1)).all() & ((values.sum(-1) - 1).abs() <= 1e-3).all())
+
+
+def _refuse_probs(probs: Tensor) -> NoReturn:
+    """Raise BadInput with the first row that is no distribution."""
+    check_finite(probs, "probs", row_axis=1)
+    sums = wide(probs).sum(-1)
+    bad = (probs < 0).any(-1) | (probs > 1).any(-1) | ((sums - 1).abs() > 1e-3)
+    row = bad_row(bad.movedim(1, 0))
+    raise BadInput(
+        f"probs must be in [0, 1] and sum to 1 over the last axis, row {row} does not "
+        f"(its sum is {float(sums.movedim(1, 0)[row][bad.movedim(1, 0)[row]][0]):.6g}); "
+        "these look like logits: use from_logits"
+    )

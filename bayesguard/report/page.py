@@ -59,10 +59,10 @@ def _hash(text: str) -> str:
 def _summary(evaluations: Mapping[str, Evaluation]) -> str:
     meta = next(iter(evaluations.values())).meta
     shaded = "; a shaded number is the best of its row" * (len(evaluations) > 1)
-    return (
-        f'<p class="note">{meta["num_examples"]:,} examples, as they are (not shifted). Square brackets are '
-        f"{meta['confidence_level']:.0%} bootstrap intervals over examples{shaded}.</p>"
-    )
+    brackets = f"Square brackets are {meta['confidence_level']:.0%} bootstrap intervals over examples"
+    if not meta["num_resamples"]:
+        brackets = "There are no intervals: no resamples were asked for"
+    return f'<p class="note">{meta["num_examples"]:,} examples, as they are (not shifted). {brackets}{shaded}.</p>'
 
 
 def _advice(evaluations: Mapping[str, Evaluation]) -> str:

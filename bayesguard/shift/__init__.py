@@ -9,6 +9,7 @@ from bayesguard.shift.corruption import Corruption as Corruption
 from bayesguard.shift.geometric import Rotation as Rotation
 from bayesguard.shift.geometric import Translation as Translation
 from bayesguard.shift.severities import SEVERITIES as SEVERITIES
+from bayesguard.shift.suites import OVADIA as OVADIA
 from bayesguard.shift.suites import pairs as pairs
 from bayesguard.shift.suites import suite as suite
 from bayesguard.shift.tabular import FeatureNoise as FeatureNoise

@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from bayesguard.shift.base import image_scale
+from bayesguard.shift.colour import cut
 from bayesguard.shift.resample import (
     Array,
     Border,
@@ -82,6 +83,7 @@ def glass_blur(images: Tensor, generator: Generator, sigma: float, delta: float,
     The published script sets out to swap neighbours, but its swap goes through NumPy views and copies
     instead: pixel (h, w) takes the value at (h + dy, w + dx), with dy and dx in {-delta, ..., delta - 1}, and
     nothing goes back. The published files have that, and so has this. Rows and columns up to `delta` stay.
+    Between the first blur and the moves the script has 8 bits, and so has this.
     On images under 32 pixels, where no displacement is shorter than a pixel, a pixel moves with probability
     `scale`, so that the mean displacement is multiplied by it.
     """
@@ -92,7 +94,7 @@ def glass_blur(images: Tensor, generator: Generator, sigma: float, delta: float,
     inside = ((rows > reach) & (rows <= height - reach))[:, None] & (columns > reach) & (columns <= width - reach)
     home = rows[:, None] * width + columns
     shape = (count, height, width)
-    shifted = smooth(images, sigma)
+    shifted = cut(smooth(images, sigma))
     for _ in range(int(passes)):
         down, right = (torch.randint(-reach, reach, shape, generator=generator, device=images.device) for _ in range(2))
         moves = torch.rand(shape, generator=generator, device=images.device, dtype=images.dtype) < scale

@@ -8,6 +8,11 @@ from torch import Tensor
 LUMA = (0.299, 0.587, 0.114)
 
 
+def cut(values: Tensor) -> Tensor:
+    """Cut values in [0, 1] downwards to multiples of 1/255; what is whole but for the last bits stays."""
+    return (255 * values + 1e-4).floor() / 255
+
+
 def grey(images: Tensor) -> Tensor:
     """Return the luma `[N, 1, H, W]` of images with one or three channels."""
     if images.shape[1] == 1:

@@ -11,11 +11,13 @@ from torch import Generator, Tensor
 from bayesguard.shift.base import image_scale
 from bayesguard.shift.blur import smooth, smooth_noise
 from bayesguard.shift.colour import tint
-from bayesguard.shift.resample import correlate, filter_matrix, pixel_grid, separable
+from bayesguard.shift.resample import correlate, filter_matrix, separable
 
 WATER, MUD = (175 / 255, 238 / 255, 238 / 255), (63 / 255, 42 / 255, 20 / 255)
 FARTHEST = 20  # distances are counted up to here, in pixels of a 32-pixel image
-CONTRAST = 150  # slope of an outline, of 255 levels
+STEEP, GENTLE = 150, 50  # slopes of an outline, of 255 levels: where it may begin, where it goes on
+LENGTHS = {1: 1.0, 2: 1.4, 5: 2.1969}  # of moves, by the square of their Euclidean lengths
+MOVES = {(y, x): LENGTHS[y * y + x * x] for y in range(-2, 3) for x in range(-2, 3) if y * y + x * x in LENGTHS}
 EMBOSS = np.array([[-2.0, -1.0, 0.0], [-1.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
 
 
@@ -64,7 +66,7 @@ def relief(drops: Tensor) -> Tensor:
 
 
 def outline(liquid: Tensor) -> Tensor:
-    """Return the outlines of drops `[N, 1, H, W]` as booleans: the Canny filter without its hysteresis.
+    """Return the outlines of drops `[N, 1, H, W]` as booleans: the Canny filter.
 
     References:
         Canny (1986), A computational approach to edge detection, IEEE TPAMI 8(6), with Sobel differences.
@@ -88,15 +90,37 @@ def outline(liquid: Tensor) -> Tensor:
     upright = (slope > beside(-1, 0)) & (slope >= beside(1, 0))
     across = (slope > beside(0, -1)) & (slope >= beside(0, 1))
     peak = torch.where(down.abs() < flat, across, torch.where(down.abs() > steep, upright, diagonal))
-    return peak & (slope > CONTRAST)
+    return connected(peak & (slope > STEEP), peak & (slope > GENTLE))
+
+
+def connected(seeds: Tensor, allowed: Tensor) -> Tensor:
+    """Return the pixels of `allowed [N, 1, H, W]` that hang together with `seeds`, corners included."""
+    while True:
+        grown = (F.max_pool2d(seeds.float(), 3, stride=1, padding=1) > 0) & allowed
+        if torch.equal(grown, seeds):
+            return seeds
+        seeds = grown
 
 
 def distance_to(rim: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the Euclidean distance of each pixel to the nearest of `rim`, in pixels of a 32-pixel image."""
-    far = (FARTHEST * image_scale(rim)) ** 2
-    squared = (~rim).to(dtype) * far
-    # The squared distance separates: the nearest within each column, then over the columns.
-    for position, axis in zip(pixel_grid(squared), (-2, -1), strict=True):
-        lines = enumerate(squared.unbind(axis))
-        squared = reduce(torch.minimum, (line.unsqueeze(axis) + (position - i) ** 2 for i, line in lines))
-    return squared.clamp(max=far).sqrt() / image_scale(rim)
+    """Return the distance of each pixel to the nearest of `rim [N, 1, H, W]`, in pixels of a 32-pixel image.
+
+    It is the length of the shortest path of straight, diagonal and knight's moves, as OpenCV has it, up to 2 % from
+    the Euclidean one; the light on drops shows the difference.
+
+    References:
+        Borgefors (1986), Distance transformations in digital images, CVGIP 34(3).
+    """
+    height, width = rim.shape[-2:]
+    far = FARTHEST * image_scale(rim)
+    distance = (~rim).to(dtype) * far
+    while True:
+        around = F.pad(distance, (2, 2, 2, 2), value=far)
+        nearer = reduce(
+            torch.minimum,
+            (around[..., 2 + y : 2 + y + height, 2 + x : 2 + x + width] + length for (y, x), length in MOVES.items()),
+            distance,
+        )
+        if torch.equal(nearer, distance):
+            return distance / image_scale(rim)
+        distance = nearer

@@ -12,18 +12,23 @@ from bayesguard.shift.corruption import EXTRA, STANDARD, Corruption
 from bayesguard.shift.geometric import Rotation, Translation
 from bayesguard.shift.tabular import FeatureNoise
 
-NAMES = ("cifar10-c", "images", "rotation", "translation", "tabular")
+OVADIA: tuple[str, ...] = tuple(
+    name for name in STANDARD + EXTRA if name not in ("motion_blur", "snow", "jpeg_compression")
+)
+NAMES = ("cifar10-c", "cifar10-c-ovadia", "images", "rotation", "translation", "tabular")
 
 
 def suite(name: str, seed: int = 0, *, scale: object = None) -> list[Shift]:
     """Return the shifts of a suite.
 
     Args:
-        name: "cifar10-c", the 15 standard corruptions (`STANDARD`: gaussian_noise, shot_noise, impulse_noise,
-            defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost, fog, brightness, contrast,
-            elastic_transform, pixelate, jpeg_compression) and the 4 extra ones (`EXTRA`: speckle_noise,
-            gaussian_blur, spatter, saturate) at severities 1 to 5; "images", the same and rotation and
-            translation at severities 1 to 5; "rotation", the 12 published angles, 15 to 180 degrees;
+        name: "cifar10-c", the 15 corruptions of the benchmark (`STANDARD`: gaussian_noise, shot_noise,
+            impulse_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost, fog, brightness,
+            contrast, elastic_transform, pixelate, jpeg_compression) at severities 1 to 5, in 8 bits as the
+            published files are; "cifar10-c-ovadia", the 16 of Ovadia et al. (2019) in the same way (`OVADIA`:
+            without motion_blur, snow and jpeg_compression, with the 4 of `EXTRA`: speckle_noise,
+            gaussian_blur, spatter, saturate): numbers of the two lists must not be compared; "images", the 19
+            of both lists, not cut to 8 bits, and rotation and translation at severities 1 to 5; "rotation", the 12 published angles, 15 to 180 degrees;
             "translation", the 13 published shifts, 2 to 26 pixels of 28; "tabular", noise on features.
         seed: of every shift.
         scale: for "tabular" only, the standard deviation of each feature over the training data.
@@ -35,8 +40,8 @@ def suite(name: str, seed: int = 0, *, scale: object = None) -> list[Shift]:
         BadInput: an unknown name, "tabular" without `scale`, or `scale` with another suite.
 
     Examples:
-        >>> len(suite("cifar10-c")), len(suite("images"))
-        (95, 105)
+        >>> len(suite("cifar10-c")), len(suite("cifar10-c-ovadia")), len(suite("images"))
+        (75, 80, 105)
     """
     levels = range(1, 6)
     if name not in NAMES:
@@ -53,11 +58,11 @@ def suite(name: str, seed: int = 0, *, scale: object = None) -> list[Shift]:
         return [Rotation(s, seed=seed) for s in range(1, 13)]
     if name == "translation":
         return [Translation(s, seed=seed) for s in range(1, 14)]
-    corruptions: list[Shift] = [Corruption(kind, s, seed) for kind in STANDARD + EXTRA for s in levels]
-    if name == "cifar10-c":
-        return corruptions
+    if name != "images":
+        kinds = STANDARD if name == "cifar10-c" else OVADIA
+        return [Corruption(kind, s, seed, eight_bit=True) for kind in kinds for s in levels]
     return [
-        *corruptions,
+        *(Corruption(kind, s, seed) for kind in STANDARD + EXTRA for s in levels),
         *(Rotation(s, seed=seed) for s in levels),
         *(Translation(s, seed=seed) for s in levels),
     ]

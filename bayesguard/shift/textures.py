@@ -5,14 +5,14 @@ from torch import Generator, Tensor
 
 from bayesguard.shift.colour import tint
 
-# Mean colour and standard deviation of the five photographs that the published script draws from, as it
-# crops them; the photographs themselves are not part of this package.
-FROSTS: tuple[tuple[tuple[float, float, float], float], ...] = (
-    ((0.30, 0.58, 0.65), 0.06),
-    ((0.78, 0.79, 0.83), 0.07),
-    ((0.78, 0.79, 0.83), 0.07),
-    ((0.56, 0.62, 0.67), 0.10),
-    ((0.40, 0.45, 0.49), 0.14),
+# Mean colour, standard deviation within a crop and of the crops' means, of the five photographs that the
+# published script draws from, as it crops them; the photographs themselves are not part of this package.
+FROSTS: tuple[tuple[tuple[float, float, float], float, float], ...] = (
+    ((0.301, 0.581, 0.646), 0.061, 0.043),
+    ((0.778, 0.796, 0.832), 0.071, 0.035),
+    ((0.778, 0.796, 0.832), 0.071, 0.035),
+    ((0.563, 0.621, 0.671), 0.103, 0.040),
+    ((0.403, 0.448, 0.494), 0.134, 0.063),
 )
 
 
@@ -53,13 +53,15 @@ def plasma(images: Tensor, decay: float, generator: Generator) -> Tensor:
 def frost_texture(images: Tensor, generator: Generator) -> Tensor:
     """Return a frost `[N, C, H, W]` for each image: ridges of a rough plasma, bright on a tinted ground.
 
-    The ground's colour and the contrast are those of one of five photographs of frost, drawn for each image.
+    The ground's colour, which is a little brighter or darker from crop to crop, and the contrast are those of
+    one of five photographs of frost, drawn for each image.
     """
     ridges = 1 - (2 * plasma(images, 1.1, generator) - 1).abs()
     crystals = ridges**2
     crystals = crystals - crystals.mean((1, 2), keepdim=True)
     crystals /= crystals.std((1, 2), keepdim=True, correction=0).clamp(min=1e-6)
     kind = torch.randint(len(FROSTS), (len(images),), generator=generator, device=images.device)
-    ground = torch.stack([tint(colour, images) for colour, _ in FROSTS])[kind]
-    deviation = images.new_tensor([deviation for _, deviation in FROSTS])[kind]
-    return (ground + deviation[:, None, None, None] * crystals[:, None]).clamp(0, 1)
+    ground = torch.stack([tint(colour, images) for colour, _, _ in FROSTS])[kind]
+    within, between = images.new_tensor([deviations for _, *deviations in FROSTS])[kind].T[..., None, None, None]
+    light = torch.randn((len(images), 1, 1, 1), generator=generator, device=images.device, dtype=images.dtype)
+    return (ground + between * light + within * crystals[:, None]).clamp(0, 1)

@@ -5,7 +5,7 @@ from torch import Generator, Tensor
 
 from bayesguard.shift.base import image_scale
 from bayesguard.shift.blur import random_angle, streak
-from bayesguard.shift.colour import grey
+from bayesguard.shift.colour import cut, grey
 from bayesguard.shift.resample import separable, zoom_matrix
 from bayesguard.shift.textures import frost_texture, plasma
 
@@ -30,7 +30,9 @@ def snow(
     size = max(zoom * image_scale(images), 1.0)
     flakes = separable(mean + deviation * noise, *(zoom_matrix(n, size, n) for n in images.shape[-2:]))
     flakes = torch.where(flakes < threshold, 0, flakes).clamp(0, 1)
-    flakes = streak(flakes, random_angle(images, generator, -135, -45), radius, sigma)
+    # The published script keeps flakes in 8 bits, cut downwards before and after the streaks: two levels in two layers.
+    flakes = cut(flakes)
+    flakes = cut(streak(flakes, random_angle(images, generator, -135, -45), radius, sigma))
     whitened = torch.maximum(images, 1.5 * grey(images) + 0.5)
     return weight * images + (1 - weight) * whitened + flakes + flakes.rot90(2, (2, 3))
 

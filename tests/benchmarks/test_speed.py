@@ -18,6 +18,7 @@ from bayesguard.benchmarks.speed.ensembles import work_of
 from bayesguard.benchmarks.speed.limits import Rates
 from bayesguard.benchmarks.speed.measure import Spread
 from bayesguard.benchmarks.speed.memory import measured
+from bayesguard.benchmarks.speed.metrics import _same, crps_by_hand, ece_by_hand
 from bayesguard.benchmarks.speed.networks import RECIPES, lenet, members, mlp, subject
 from bayesguard.benchmarks.speed.peers import (
     collect,
@@ -100,6 +101,25 @@ def test_ensembles_by_hand_are_ours() -> None:
         assert torch.allclose(ensemble_loop(networks, inputs), expected, atol=1e-6)
     by_vmap = ensemble_by_vmap(networks, inputs)["torch.vmap by hand"]
     assert torch.allclose(by_vmap(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["dirichlet", "aps", "ece-by-hand", "crps", "bootstrap"])
+def test_calibration_and_metrics_beside_a_few_lines(case: str) -> None:
+    settings = Settings(repeats=1, quick=True, peers=False, say=lambda line: None)
+    for row in runner.CASES[case](settings):
+        assert row.case == case
+        assert row.value.median > 0
+        assert {"ours", row.baseline} == set(row.seconds)
+
+
+def test_metrics_by_hand_are_ours() -> None:
+    probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.65, 0.35]])
+    labels, samples = torch.tensor([0, 0, 1]), torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
+    assert ece_by_hand(probs, labels) == pytest.approx((0.1 + 0.8 + 0.65) / 3)
+    # Mean distance to the target less half of that between samples.
+    assert crps_by_hand(samples, torch.tensor([2.0, 0.0])) == pytest.approx(((4 - 8 / 2) / 3 + (6 - 6 / 2) / 3) / 2)
+    with pytest.raises(BayesguardError, match="the same job"):
+        _same(1.0, 1.001, "ECE")
 
 
 def test_temperature_by_hand_is_ours() -> None:

@@ -167,7 +167,7 @@ def test_what_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="data must be one of"):
         data.load("iris", data_dir=folder)
     with pytest.raises(BadInput, match="does not exist"):
-        data.load("adult", data_dir=tmp_path)
+        data.load("adult", data_dir=tmp_path / "nowhere")
     (tmp_path / "tabular").mkdir()
     np.savez(tmp_path / "tabular" / "weather.npz", X=np.zeros((20, 3)))
     with pytest.raises(BadFile, match="does not hold what is needed"):

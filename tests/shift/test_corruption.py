@@ -157,3 +157,15 @@ def test_bad_sizes() -> None:
         shift(torch.zeros(2, 32, 32, 3))
     with pytest.raises(BadInput, match="8 x 8 pixels at least, got 4 x 9"):
         shift(torch.zeros(2, 1, 4, 9))
+
+
+@pytest.mark.parametrize("name", ["gaussian_blur", "pixelate", "impulse_noise"])
+def test_eight_bits_as_in_the_published_files(photos: Tensor, name: str) -> None:
+    whole, cut = Corruption(name, 3)(photos), Corruption(name, 3, eight_bit=True)(photos)
+    levels = 255 * cut.double()
+    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+    lost = (whole - cut) * 255
+    low, high = (-0.5, 0.5) if name == "pixelate" else (0.0, 1.0)
+    assert low - 2e-3 <= lost.min() <= lost.max() <= high + 2e-3
+    if name == "impulse_noise":  # whole levels stay what they are
+        torch.testing.assert_close(cut, whole)

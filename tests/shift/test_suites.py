@@ -4,20 +4,30 @@ import pytest
 import torch
 
 from bayesguard.errors import BadInput
-from bayesguard.shift import Composed, FeatureNoise, Rotation, pairs, suite
+from bayesguard.shift import STANDARD, Composed, Corruption, FeatureNoise, Rotation, pairs, suite
 
 
 def test_what_the_suites_hold() -> None:
     corruptions = suite("cifar10-c", seed=3)
-    assert len(corruptions) == 19 * 5
+    assert len(corruptions) == 15 * 5
     assert [(s.name, s.severity) for s in corruptions[:6]] == [
         *(("gaussian_noise", s) for s in range(1, 6)),
         ("shot_noise", 1),
     ]
     assert all(shift.seed == 3 for shift in corruptions)
+    assert all(shift.eight_bit for shift in corruptions if isinstance(shift, Corruption))
     everything = suite("images")
+    assert not any(shift.eight_bit for shift in everything if isinstance(shift, Corruption))
     assert len(everything) == 21 * 5
     assert [s.name for s in everything[95::5]] == ["rotation", "translation"]
+
+
+def test_the_two_lists_of_cifar_10_c_are_different() -> None:
+    ours, ovadia = ([s.name for s in suite(name)[::5]] for name in ("cifar10-c", "cifar10-c-ovadia"))
+    assert tuple(ours) == STANDARD
+    assert len(ovadia) == 16
+    assert set(ours) - set(ovadia) == {"motion_blur", "snow", "jpeg_compression"}
+    assert set(ovadia) - set(ours) == {"speckle_noise", "gaussian_blur", "spatter", "saturate"}
 
 
 def test_published_rotations_and_translations() -> None:
@@ -51,9 +61,11 @@ def test_random_pairs() -> None:
 
 
 def test_bad_suites() -> None:
-    with pytest.raises(BadInput, match=r"name must be one of cifar10-c, images, .*; got 'imagenet-c'"):
+    with pytest.raises(
+        BadInput, match=r"name must be one of cifar10-c, cifar10-c-ovadia, images, .*; got 'imagenet-c'"
+    ):
         suite("imagenet-c")
-    with pytest.raises(BadInput, match=r"needs scale=.*Available without scale: cifar10-c, images"):
+    with pytest.raises(BadInput, match=r"needs scale=.*Available without scale: cifar10-c, cifar10-c-ovadia, images"):
         suite("tabular")
     with pytest.raises(BadInput, match="other suites take none: got name='images'"):
         suite("images", scale=torch.ones(3))

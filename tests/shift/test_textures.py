@@ -52,7 +52,7 @@ def test_plasma_of_any_size_is_in_the_unit_interval_and_differs_between_images()
 def test_frost_has_the_mean_colours_of_the_photographs() -> None:
     count = 1000
     frosts = frost_texture(torch.zeros(count, 3, 16, 16), torch.Generator().manual_seed(0))
-    colours = torch.tensor([colour for colour, _ in FROSTS])
+    colours = torch.tensor([colour for colour, _, _ in FROSTS])
     error = colours.std(0) / count**0.5
     # Cutting at 1 darkens the brightest crystals of the white photographs by less than 0.005.
     assert ((frosts.mean((0, 2, 3)) - colours.mean(0)).abs() < 5 * error + 0.005).all()

@@ -15,7 +15,18 @@ from typing import Any
 import torch
 
 import bayesguard as bg
-from bayesguard.benchmarks.speed import draws, dropout, ensembles, imports, kernels, memory, training, variational
+from bayesguard.benchmarks.speed import (
+    calibration,
+    draws,
+    dropout,
+    ensembles,
+    imports,
+    kernels,
+    memory,
+    metrics,
+    training,
+    variational,
+)
 from bayesguard.benchmarks.speed.peers import PACKAGES
 from bayesguard.benchmarks.speed.settings import Settings
 from bayesguard.benchmarks.speed.table import Row, as_json, as_markdown, as_text
@@ -32,6 +43,11 @@ CASES: dict[str, Callable[[Settings], list[Row]]] = {
     "memory": memory.rows,
     "temperature": kernels.temperature,
     "ece": kernels.calibration_error,
+    "dirichlet": calibration.dirichlet,
+    "aps": calibration.adaptive_sets,
+    "ece-by-hand": metrics.calibration_errors,
+    "crps": metrics.sample_crps,
+    "bootstrap": metrics.bootstrap,
     "import": imports.rows,
 }
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from bayesguard.checks import as_tensor, bad_row, check_finite
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional.inputs import answered, element_weights, paired, side_weights
+from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
 
 class RiskCoverage(NamedTuple):
@@ -40,18 +41,22 @@ def risk_coverage(confidence: object, errors: object, *, weights: object = None)
         order = mass.argsort(stable=True)[int((mass == 0).sum()) :]
         sure, losses, mass = sure[order], losses[order], mass[order]
     order = sure.argsort(descending=True, stable=True)
-    ordered, kept, totals = (
-        sure[order],
-        _from_zero(mass[order].cumsum(-1)),
-        _from_zero((mass * losses)[order].cumsum(-1)),
-    )
+    ordered, totals = sure[order], _from_zero((mass * losses)[order].cumsum(-1))
+    kept = None if weights is None else _from_zero(mass[order].cumsum(-1))
+    del sure, losses, mass, order  # of millions of rows, every copy counts
+    if kept is None:
+        kept = torch.arange(len(ordered) + 1, dtype=torch.float64, device=ordered.device)
     coverage = kept[1:] / kept[-1]
     if not bool((ordered[1:] == ordered[:-1]).any()):
         return RiskCoverage(coverage, totals[1:] / kept[1:])
     starts, ends = _ties(ordered)
-    share = (kept[1:] - kept[starts]) / (kept[ends + 1] - kept[starts])
-    within = share * (totals[ends + 1] - totals[starts])
-    return RiskCoverage(coverage, (totals[starts] + within) / kept[1:])
+    del ordered
+    risk = torch.empty_like(coverage)
+    for rows in slices(len(risk), BUDGET // CACHED):
+        start, end, here = starts[rows], ends[rows], kept[1:][rows]
+        share = (here - kept[start]) / (kept[end + 1] - kept[start])
+        risk[rows] = (totals[start] + share * (totals[end + 1] - totals[start])) / here
+    return RiskCoverage(coverage, risk)
 
 
 def area_under_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
@@ -280,9 +285,10 @@ def _weighted_losses(confidence: object, errors: object, weights: object) -> tup
 
 def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each place in a sorted sequence where its run of equal values starts and ends."""
-    _, group, sizes = ordered.unique_consecutive(return_inverse=True, return_counts=True)
-    ends = sizes.cumsum(0) - 1
-    return (ends - sizes + 1)[group], ends[group]
+    group, sizes = ordered.unique_consecutive(return_inverse=True, return_counts=True)[1:]
+    ends = sizes.cumsum(0).sub_(1)
+    starts = ends.add(1).sub_(sizes)
+    return starts[group], ends[group]
 
 
 def _from_zero(sums: Tensor) -> Tensor:
