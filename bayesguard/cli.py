@@ -318,6 +318,34 @@ def _names(text: str) -> list[str]:
 
 
 @benchmark.command()
+def tabular(
+    data: Annotated[str, typer.Option(help="adult, adult_few_women, electricity, weather or bike_sharing.")] = "adult",
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes.")] = None,
+    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
+) -> None:
+    """Real tables under natural shift: people by group, and streams that drift."""
+    from bayesguard.benchmarks.tabular import METHODS, run
+
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(
+        data,
+        methods=chosen,
+        seeds=seeds,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=True,
+    )
+
+
+@benchmark.command()
 def speed(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     cases: Annotated[str, typer.Option(help="Cases, separated by commas. All by default.")] = "",
