@@ -1,0 +1,348 @@
+"""Intents of short queries, and queries that no intent fits: does the classifier know which is which?
+
+The task of Larson et al. (2019, EMNLP) with CLINC150, as google/uncertainty-baselines measures it: accuracy and calibration on
+queries in scope, and how well uncertainty tells those out of scope from them. Out-of-scope queries are the positives of
+every detection metric.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+import bayesguard as bg
+from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all, spread
+from bayesguard.benchmarks.data.text import PADDING, Queries, intents
+from bayesguard.benchmarks.published import UNCERTAINTY_BASELINES_CLINC
+from bayesguard.calibration import SelectiveClassifier
+from bayesguard.errors import BadInput
+from bayesguard.metrics.functional import (
+    accuracy,
+    area_under_precision_recall,
+    expected_calibration_error,
+    false_positive_rate_at,
+    ood_auroc,
+)
+from bayesguard.predictive import Predictive
+from bayesguard.predictor import Predictor
+from bayesguard.sampling import seeded_default_generators
+
+DATA = ("clinc150", "clinc150_domains")
+FORMS = {"as_trained": "", "calibrated": " + temperature"}
+SCORES = ("max_probability", "entropy", "mutual_information")
+MAX_ERROR = 0.02
+NOTE = (
+    "Published: BERT-base fine-tuned (google/uncertainty-baselines), another class of model than the small network of hashed "
+    "n-grams measured here. The numbers are not comparable; only the order of the methods may be compared."
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the network is built and trained."""
+
+    buckets: int = 2**15
+    width: int = 64
+    hidden: int = 256
+    dropout: float = 0.3
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    num_members: int = 5
+    num_samples: int = 32
+
+
+BUDGETS = {"full": Settings(), "small": Settings(buckets=2**10, width=16, hidden=32, epochs=2, num_samples=8)}
+
+
+class NGramNetwork(nn.Module):
+    """The mean of the queries' n-gram vectors, a hidden layer, dropout before both layers: `[N, L]` -> logits `[N, K]`."""
+
+    def __init__(self, settings: Settings, num_classes: int) -> None:
+        super().__init__()
+        self.grams = nn.EmbeddingBag(settings.buckets, settings.width, mode="mean", padding_idx=PADDING)
+        self.head = nn.Sequential(
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.width, settings.hidden),
+            nn.ReLU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.hidden, num_classes),
+        )
+
+    def forward(self, queries: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.grams(queries))
+        return logits
+
+
+Make = Callable[[int], nn.Module]
+
+
+def _deterministic(make: Make, settings: Settings, seed: int) -> Predictor:
+    return bg.Deterministic(_seeded(make, seed), seed=seed)
+
+
+def _mc_dropout(make: Make, settings: Settings, seed: int) -> Predictor:
+    return bg.MCDropout(_seeded(make, seed), num_samples=settings.num_samples, seed=seed)
+
+
+def _deep_ensemble(make: Make, settings: Settings, seed: int) -> Predictor:
+    return bg.DeepEnsemble(make, num_members=settings.num_members, seed=seed)
+
+
+def _variational(make: Make, settings: Settings, seed: int) -> Predictor:
+    network = _seeded(make, seed)
+    return bg.Variational(
+        network, subset_of_weights="last_layer", init_scale=0.05, num_samples=settings.num_samples, seed=seed
+    )
+
+
+METHODS: dict[str, tuple[str, Callable[[Make, Settings, int], Predictor], str | None]] = {
+    "deterministic": ("Deterministic", _deterministic, "deterministic"),
+    "mc_dropout": ("MC dropout", _mc_dropout, "dropout"),
+    "deep_ensemble": ("Deep ensemble", _deep_ensemble, "ensemble"),
+    "variational": ("Variational, last layer", _variational, None),
+}
+
+
+def run(
+    data: str = "clinc150",
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    seeds: int = 3,
+    device: str = "auto",
+    out: str | Path = "results",
+    data_dir: str | Path | None = None,
+    jobs: int | None = None,
+    budget: str = "full",
+    progress: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Record]:
+    """Train and test every method with every seed, print the table, and write `text-<data>.json` under `out`.
+
+    Args:
+        data: "clinc150", or "clinc150_domains" with two domains left out of training; see
+            `bayesguard.benchmarks.data.text.intents`.
+        methods: Names of `METHODS`.
+        seeds: How many, from 0.
+        device: "auto", "cpu" or "cuda".
+        out: Folder for the results. Cells that were measured are kept in `text` below it, and not measured again.
+        data_dir: Folder of the data; None for `BAYESGUARD_DATA`, or the download.
+        jobs: Processes; see `bayesguard.benchmarks.cells.measure_all`.
+        budget: "full", or "small" for a tiny network and two epochs: it shows that everything runs, no more.
+        progress: Show a progress bar.
+        say: Where the table goes.
+
+    Returns:
+        A record for each cell.
+
+    Raises:
+        BadInput: An unknown data set, method or budget, or no seeds.
+    """
+    if data not in DATA:
+        raise BadInput(f"data must be {' or '.join(DATA)}, got {data!r}")
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise BadInput(f"method must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+    if budget not in BUDGETS:
+        raise BadInput(f"budget must be 'full' or 'small', got {budget!r}")
+    if seeds < 1:
+        raise BadInput(f"seeds must be 1 or more, got {seeds}")
+    settings = BUDGETS[budget]
+    records = measure_all(
+        partial(measure, settings=settings, data_dir=data_dir),
+        [Cell(data, name, seed) for name in methods for seed in range(seeds)],
+        settings={**asdict(settings), "budget": budget},
+        folder=Path(out) / "text",
+        device=device,
+        jobs=jobs,
+        progress=progress,
+    )
+    say(f"\n{table(records)}\n\n{detection_table(records)}\n\nBudget: {budget}. {NOTE}\n")
+    path = Path(out) / f"text-{data}.json"
+    collect(records, path, benchmark="text", data=data, budget=budget, positives="out of scope", note=NOTE)
+    say(f"wrote {path}")
+    return records
+
+
+def measure(
+    cell: Cell, device: torch.device, *, settings: Settings, data_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """Train one method with one seed, and test it as trained and with temperature scaling."""
+    queries = intents(cell.data, seed=cell.seed, buckets=settings.buckets, data_dir=data_dir)
+    build = METHODS[cell.method][1]
+    predictor = build(lambda _: NGramNetwork(settings, queries.num_classes), settings, cell.seed).to(device)
+    start = time.perf_counter()
+    predictor.fit(
+        queries.train,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        optimizer=partial(torch.optim.Adam, lr=settings.learning_rate),
+    )
+    trained = time.perf_counter() - start
+    as_trained = answers(predictor, queries)
+    predictor.calibrate(queries.validation)
+    start = time.perf_counter()
+    predictor.predict(queries.test[0])
+    return {
+        "as_trained": as_trained,
+        "calibrated": answers(predictor, queries),
+        "temperature": float(predictor.calibrators[0].temperature),  # type: ignore[arg-type]
+        "left_out": list(queries.left_out),
+        "num_parameters": sum(parameter.numel() for parameter in predictor.parameters()),
+        "training_seconds": round(trained, 3),
+        "prediction_seconds": round(time.perf_counter() - start, 4),
+    }
+
+
+def answers(predictor: Predictor, queries: Queries) -> dict[str, Any]:
+    """Return the metrics of a trained predictor, by name."""
+    held, held_labels = predictor.predict_with_targets(queries.validation)
+    inside, labels = predictor.predict_with_targets(queries.test)
+    selective = SelectiveClassifier(max_error=MAX_ERROR).fit(held, held_labels)
+    answered, given = selective(inside)
+    found: dict[str, Any] = {
+        "accuracy": float(accuracy(inside.probs, labels)),
+        "nll": float(-inside.log_prob(labels).double().mean()),
+        "ece": float(expected_calibration_error(inside.probs, labels)),
+        "answered": float(answered.double().mean()),
+        "answered_error": float((given != labels)[answered].double().mean()) if bool(answered.any()) else None,
+        "outside": {},
+    }
+    for name, part in queries.outside.items():
+        outside = predictor.predict(part)
+        found["outside"][name] = {
+            **detection(inside, outside),
+            "answered": float(selective(outside).answered.double().mean()),
+        }
+    return found
+
+
+def detection(inside: Predictive, outside: Predictive) -> dict[str, dict[str, float]]:
+    """Return AUROC, AUPRC and FPR95 of each score of uncertainty; the rows of `outside` are the positives.
+
+    AUPRC is the average precision, which depends on the share of positives. FPR95 is the share of `inside` that is flagged
+    where 95 % of `outside` are. Mutual information is left out where the predictive has none.
+    """
+    both = scores(inside), scores(outside)
+    return {
+        name: {
+            "auroc": float(ood_auroc(both[0][name], both[1][name])),
+            "auprc": float(area_under_precision_recall(both[0][name], both[1][name], positive="out")),
+            "fpr95": float(false_positive_rate_at(both[0][name], both[1][name], positive="out")),
+        }
+        for name in both[0]
+    }
+
+
+def scores(pred: Predictive) -> dict[str, Tensor]:
+    """Return what is larger for less certain answers: minus the log of the largest probability, entropy, information."""
+    parts = pred.uncertainty()
+    found = {"max_probability": -pred.logits.double().log_softmax(-1).amax(-1), "entropy": parts.total}
+    return found if pred.num_samples == 1 else {**found, "mutual_information": parts.epistemic}
+
+
+_COLUMNS = {"accuracy": ("accuracy", 1), "nll": ("NLL (nats)", 0), "ece": ("ECE", 2)}
+
+
+def table(records: Sequence[Record]) -> str:
+    """Return accuracy and calibration in scope as Markdown: ours as mean with the 95 % t interval over seeds."""
+    names = [part for label, _ in _COLUMNS.values() for part in (label, "published, BERT")]
+    lines = [
+        f"| | {' | '.join(names)} | answered at {MAX_ERROR:.0%} error | error of answers |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for method, label, form, kept in _rows(records):
+        # The published rows are of networks as trained.
+        published = UNCERTAINTY_BASELINES_CLINC.get(METHODS[method][2] or "") if form == "as_trained" else None
+        cells = [label]
+        for metric, (_, place) in _COLUMNS.items():
+            cells += [shown([values[metric] for values in kept]), "" if published is None else f"{published[place]:g}"]
+        cells.append(shown([values["answered"] for values in kept]))
+        cells.append(shown([values["answered_error"] for values in kept]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def detection_table(records: Sequence[Record]) -> str:
+    """Return how well queries outside every intent are told from the others, as Markdown."""
+    lines = [
+        "| | outside | score | AUROC | published, BERT | AUPRC | published, BERT | FPR95 | answered |",
+        "|---" * 9 + "|",
+    ]
+    for method, label, form, kept in _rows(records):
+        published = UNCERTAINTY_BASELINES_CLINC.get(METHODS[method][2] or "") if form == "as_trained" else None
+        for name, first in kept[0]["outside"].items():
+            for score in (score for score in SCORES if score in first):
+                comparable = published is not None and name == "out of scope" and score == "max_probability"
+                theirs = [f"{value:g}" if comparable else "" for value in (published or (0.0,) * 5)[3:]]
+                auroc, auprc, fpr = (
+                    shown([values["outside"][name][score][metric] for values in kept])
+                    for metric in ("auroc", "auprc", "fpr95")
+                )
+                answered = shown([values["outside"][name]["answered"] for values in kept])
+                cells = [label, name, score.replace("_", " "), auroc, theirs[0], auprc, theirs[1], fpr, answered]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rows(records: Sequence[Record]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
+    """Method, label, form, and the values of each seed."""
+    return [
+        (method, label + suffix, form, kept)
+        for method, (label, _, _) in METHODS.items()
+        for form, suffix in FORMS.items()
+        if (kept := [record["values"][form] for record in records if record["method"] == method])
+    ]
+
+
+def shown(values: Sequence[float | None]) -> str:
+    """Return a mean over seeds with its 95 % t interval; seeds without a value are named, never left out silently.
+
+    Examples:
+        >>> shown([0.5]), shown([0.25, 0.75]), shown([None, 0.5])
+        ('0.500', '0.500 [-2.677, 3.677]', '0.500 (1 of 2 seeds)')
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return "none"
+    found = spread(known)
+    interval = "" if len(known) == 1 else f" [{found.lower:.3f}, {found.upper:.3f}]"
+    return f"{found.mean:.3f}{interval}" + (
+        f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
+    )
+
+
+def _seeded(make: Make, seed: int) -> nn.Module:
+    with seeded_default_generators(torch.device("cpu"), seed, "network"):
+        return make(seed)
+
+
+def command(
+    data: Annotated[str, typer.Option(help="clinc150, or clinc150_domains: two domains left out.")] = "clinc150",
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
+    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
+) -> None:
+    """Intents of short queries, and queries out of scope."""
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(
+        data,
+        methods=chosen,
+        seeds=seeds,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=True,
+    )
