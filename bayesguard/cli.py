@@ -12,6 +12,8 @@ from typing import Annotated, NoReturn
 import typer
 
 import bayesguard as bg
+from bayesguard.benchmarks.noise import command as noise
+from bayesguard.benchmarks.text import command as text
 from bayesguard.errors import BadInput, BayesguardError
 
 app = typer.Typer(
@@ -137,6 +139,10 @@ def _limit(text: str) -> tuple[str, str, float]:
         raise BadInput(
             f'--fail-if has {text!r}; write a metric, one of > >= < <= and a number, as "ece>0.05"'
         ) from None
+
+
+benchmark.command("text")(text)
+benchmark.command("noise")(noise)
 
 
 @benchmark.command()

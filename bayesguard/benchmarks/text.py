@@ -51,9 +51,9 @@ class Settings:
     width: int = 64
     hidden: int = 256
     dropout: float = 0.3
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 2e-3
+    epochs: int = 12
+    batch_size: int = 512
+    learning_rate: float = 5e-3
     num_members: int = 5
     num_samples: int = 32
 

@@ -1,12 +1,12 @@
 """The text benchmark: n-grams and divisions against exact answers, and a tiny run from end to end."""
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import zlib
 
 from bayesguard.benchmarks.data.text import hashed, intents, left_out_domains, n_grams
 from bayesguard.benchmarks.text import detection, detection_table, run, scores, shown, table
@@ -108,7 +108,13 @@ def test_a_tiny_run_measures_every_method_and_keeps_it(folder: Path, tmp_path: P
 
 def test_left_out_domains_run_and_have_no_published_numbers(folder: Path, tmp_path: Path) -> None:
     records = run(
-        "clinc150_domains", methods=["deterministic"], seeds=1, device="cpu", out=tmp_path, data_dir=folder, budget="small"
+        "clinc150_domains",
+        methods=["deterministic"],
+        seeds=1,
+        device="cpu",
+        out=tmp_path,
+        data_dir=folder,
+        budget="small",
     )
     assert records[0]["values"]["left_out"] == ["money", "way"]
     assert "0.942" not in detection_table(records)
