@@ -12,8 +12,6 @@ from typing import Annotated, NoReturn
 import typer
 
 import bayesguard as bg
-from bayesguard.benchmarks.noise import command as noise
-from bayesguard.benchmarks.text import command as text
 from bayesguard.errors import BadInput, BayesguardError
 
 app = typer.Typer(
@@ -141,10 +139,6 @@ def _limit(text: str) -> tuple[str, str, float]:
         ) from None
 
 
-benchmark.command("text")(text)
-benchmark.command("noise")(noise)
-
-
 @benchmark.command()
 def shift(
     data: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")] = "digits",
@@ -203,6 +197,62 @@ def adversarial(
 
     chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
     run(data, methods=chosen, seeds=seeds, attack=attack, device=device, out=out, jobs=jobs, budget=budget)
+
+
+@benchmark.command()
+def text(
+    data: Annotated[str, typer.Option(help="clinc150, or clinc150_domains: two domains left out.")] = "clinc150",
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
+    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
+) -> None:
+    """Intents of short queries, and queries out of scope: does the classifier know which is which?"""
+    from bayesguard.benchmarks.text import METHODS, run
+
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(
+        data,
+        methods=chosen,
+        seeds=seeds,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=sys.stderr.isatty(),
+    )
+
+
+@benchmark.command()
+def noise(
+    labels: Annotated[str, typer.Option(help="cifar10h: people's doubt. cifar10n: people's mistakes.")] = "cifar10h",
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
+    budget: Annotated[str, typer.Option(help="full, for a GPU; small, for a CPU.")] = "full",
+) -> None:
+    """Human labels of CIFAR-10: doubt to compare with, and mistakes to learn from."""
+    from bayesguard.benchmarks.noise import METHODS, run
+
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(
+        labels,
+        methods=chosen,
+        seeds=seeds,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=sys.stderr.isatty(),
+    )
 
 
 @benchmark.command()

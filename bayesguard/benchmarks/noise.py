@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
 from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
@@ -292,28 +291,3 @@ def _shifts() -> list[Corruption]:
 def _check_rows(found: int, expected: int, name: str) -> None:
     if found != expected:
         raise BadFile(f"{name} has {found} rows, but CIFAR-10 has {expected} images there; fetch both again")
-
-
-def command(
-    labels: Annotated[str, typer.Option(help="cifar10h: people's doubt. cifar10n: people's mistakes.")] = "cifar10h",
-    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
-    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
-    budget: Annotated[str, typer.Option(help="full, for a GPU; small, for a CPU.")] = "full",
-) -> None:
-    """Human labels of CIFAR-10: doubt to compare with, and mistakes to learn from."""
-    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
-    run(
-        labels,
-        methods=chosen,
-        seeds=seeds,
-        device=device,
-        out=out,
-        data_dir=data_dir,
-        jobs=jobs,
-        budget=budget,
-        progress=True,
-    )

@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
 import bayesguard as bg
@@ -321,28 +320,3 @@ def shown(values: Sequence[float | None]) -> str:
 def _seeded(make: Make, seed: int) -> nn.Module:
     with seeded_default_generators(torch.device("cpu"), seed, "network"):
         return make(seed)
-
-
-def command(
-    data: Annotated[str, typer.Option(help="clinc150, or clinc150_domains: two domains left out.")] = "clinc150",
-    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
-    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
-    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
-) -> None:
-    """Intents of short queries, and queries out of scope."""
-    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
-    run(
-        data,
-        methods=chosen,
-        seeds=seeds,
-        device=device,
-        out=out,
-        data_dir=data_dir,
-        jobs=jobs,
-        budget=budget,
-        progress=True,
-    )

@@ -58,25 +58,29 @@ def test_scores_against_people_are_those_of_the_formulas() -> None:
 def test_people_themselves_have_no_divergence_from_people() -> None:
     counts = torch.tensor([[45.0, 5.0], [30.0, 20.0], [10.0, 40.0]], dtype=torch.float64)
     found = human_scores(Predictive.from_probs(counts / 50), counts)
-    assert found["kl"] == pytest.approx(0.0, abs=1e-9) and found["pearson"] == pytest.approx(1.0)
+    assert found["kl"] == pytest.approx(0.0, abs=1e-9)
+    assert found["pearson"] == pytest.approx(1.0)
 
 
 def test_parts_take_noisy_labels_in_the_order_of_cifar10() -> None:
     images = _images()
     noisy = torch.arange(70)
     train, held = parts(images, noisy, _TINY)
-    assert train[1].tolist() == list(range(32)) and torch.equal(train[0], images.train[0][:32])
-    assert held[1].tolist() == list(range(40, 64)) and torch.equal(held[2], images.calibration[1][:24])
+    assert train[1].tolist() == list(range(32))
+    assert torch.equal(train[0], images.train[0][:32])
+    assert held[1].tolist() == list(range(40, 64))
+    assert torch.equal(held[2], images.calibration[1][:24])
     plain, held = parts(images, None, _TINY)
-    assert torch.equal(plain[1], images.train[1][:32]) and torch.equal(held[1], held[2])
+    assert torch.equal(plain[1], images.train[1][:32])
+    assert torch.equal(held[1], held[2])
 
 
 def test_label_files_of_another_length_are_refused(folder: Path) -> None:
     images = _images()
     short = images._replace(test=(images.test[0][:5], images.test[1][:5]), train=images.calibration)
-    with pytest.raises(BadFile, match="cifar10h_counts.npz has 20 rows, but CIFAR-10 has 5"):
+    with pytest.raises(BadFile, match=r"cifar10h_counts\.npz has 20 rows, but CIFAR-10 has 5"):
         human_counts(short, folder)
-    with pytest.raises(BadFile, match="cifar10n_labels.npz has 70 rows, but CIFAR-10 has 60"):
+    with pytest.raises(BadFile, match=r"cifar10n_labels\.npz has 70 rows, but CIFAR-10 has 60"):
         noisy_labels("worst", short, folder)
 
 
@@ -86,9 +90,11 @@ def test_a_tiny_run_against_people(folder: Path, tmp_path: Path) -> None:
     assert [record["method"] for record in records] == ["deterministic", "mc_dropout", "deep_ensemble"]
     text = "".join(said)
     assert "Budget: small (SmallCNN, 32 training and 24 held-out images, 1 epochs)" in text
-    assert "| DeepEnsemble + shift-aware |" in text and "| People themselves |" in text
+    assert "| DeepEnsemble + shift-aware |" in text
+    assert "| People themselves |" in text
     kept = json.loads((tmp_path / "noise-cifar10h-small.json").read_text())
-    assert kept["cells"] == records and kept["meta"]["budget"] == "small"
+    assert kept["cells"] == records
+    assert kept["meta"]["budget"] == "small"
 
 
 def test_a_tiny_run_on_noisy_labels(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from bayesguard.benchmarks.data.text import hashed, intents, left_out_domains, n_grams
 from bayesguard.benchmarks.text import detection, detection_table, run, scores, shown, table
+from bayesguard.cli import main
 from bayesguard.errors import BadInput
 from bayesguard.predictive import Predictive
 from bayesguard.sampling import stream
@@ -62,9 +63,11 @@ def test_left_out_domains_leave_training_and_number_the_intents_anew(folder: Pat
     assert (whole.num_classes, whole.left_out) == (6, ())
     assert {name: len(rows) for name, rows in whole.outside.items()} == {"out of scope": 3, "Banking77": 2}
     # Of three domains seed 1 leaves out the third and the first; intents 2 and 3 stay and become 0 and 1.
-    assert part.left_out == ("home", "money") and part.num_classes == 2
+    assert part.left_out == ("home", "money")
+    assert part.num_classes == 2
     assert part.train[1].tolist() == [0] * 20 + [1] * 20
-    assert len(part.test[0]) == 10 and len(part.outside["left-out domains"]) == 20
+    assert len(part.test[0]) == 10
+    assert len(part.outside["left-out domains"]) == 20
     assert torch.equal(part.train[0], whole.train[0][40:80, : part.train[0].shape[1]])
 
 
@@ -96,13 +99,18 @@ def test_a_tiny_run_measures_every_method_and_keeps_it(folder: Path, tmp_path: P
     records = run("clinc150", seeds=1, device="cpu", out=out, data_dir=folder, budget="small", say=said.append)
     assert [record["method"] for record in records] == ["deterministic", "mc_dropout", "deep_ensemble", "variational"]
     kept = json.loads((out / "text-clinc150.json").read_text())
-    assert kept["cells"] == records and kept["meta"]["positives"] == "out of scope"
+    assert kept["cells"] == records
+    assert kept["meta"]["positives"] == "out of scope"
     plain = records[0]["values"]["as_trained"]["outside"]["out of scope"]
     random = records[1]["values"]["as_trained"]["outside"]["out of scope"]
-    assert "mutual_information" not in plain and "mutual_information" in random
-    assert "not comparable" in "".join(said) and "Budget: small" in "".join(said)
+    assert "mutual_information" not in plain
+    assert "mutual_information" in random
+    assert "not comparable" in "".join(said)
+    assert "Budget: small" in "".join(said)
     rows = table(records).splitlines()
-    assert len(rows) == 2 + 2 * 4 and "| 0.965 |" in rows[2] and "0.965" not in rows[3]
+    assert len(rows) == 2 + 2 * 4
+    assert "| 0.965 |" in rows[2]
+    assert "0.965" not in rows[3]
     assert "| 0.942 |" in detection_table(records)
 
 
@@ -133,3 +141,11 @@ def test_left_out_domains_run_and_have_no_published_numbers(folder: Path, tmp_pa
 def test_refusals(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=message):
         run(out=tmp_path, **arguments)  # type: ignore[arg-type]
+
+
+def test_the_command_runs_chosen_methods(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["benchmark", "text", "--methods", "deterministic", "--seeds", "1", "--budget", "small"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--data-dir", str(folder), "--out", str(tmp_path), "--device", "cpu"])
+    assert ended.value.code == 0
+    assert "Deterministic + temperature" in capsys.readouterr().out

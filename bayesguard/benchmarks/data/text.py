@@ -6,6 +6,7 @@ queries outside every intent, and of Banking77 (Casanueva et al. 2020), which a 
 
 import zlib
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ def n_grams(query: str) -> list[str]:
         ['to', 'me', 'to me', '<to', 'to>', '<to>', '<me', 'me>', '<me>']
     """
     words = query.lower().split()
-    found = [*words, *(f"{first} {second}" for first, second in zip(words, words[1:], strict=False))]
+    found = [*words, *(f"{first} {second}" for first, second in pairwise(words))]
     for word in words:
         edged = f"<{word}>"
         found += [edged[at : at + size] for size in _LETTERS for at in range(len(edged) - size + 1)]
