@@ -19,7 +19,7 @@ from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.files import read
 from bayesguard.benchmarks.networks import ResNet20, SmallCNN
 from bayesguard.benchmarks.shift import METHODS as BUILDERS
-from bayesguard.benchmarks.text import shown
+from bayesguard.benchmarks.text_tables import shown
 from bayesguard.calibration import ShiftAwareScaling, TemperatureScaling
 from bayesguard.calibration.base import Calibrator
 from bayesguard.errors import BadFile, BadInput

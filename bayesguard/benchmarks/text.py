@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all, spread
+from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
 from bayesguard.benchmarks.data.text import PADDING, Queries, intents
-from bayesguard.benchmarks.published import UNCERTAINTY_BASELINES_CLINC
+from bayesguard.benchmarks.text_tables import MAX_ERROR, NOTE, cost_table, detection_table, table
 from bayesguard.calibration import SelectiveClassifier
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional import (
@@ -33,13 +33,6 @@ from bayesguard.predictor import Predictor
 from bayesguard.sampling import seeded_default_generators
 
 DATA = ("clinc150", "clinc150_domains")
-FORMS = {"as_trained": "", "calibrated": " + temperature"}
-SCORES = ("max_probability", "entropy", "mutual_information")
-MAX_ERROR = 0.02
-NOTE = (
-    "Published: BERT-base fine-tuned (google/uncertainty-baselines), another class of model than the small network of hashed "
-    "n-grams measured here. The numbers are not comparable; only the order of the methods may be compared."
-)
 
 
 @dataclass(frozen=True)
@@ -101,11 +94,11 @@ def _variational(make: Make, settings: Settings, seed: int) -> Predictor:
     )
 
 
-METHODS: dict[str, tuple[str, Callable[[Make, Settings, int], Predictor], str | None]] = {
-    "deterministic": ("Deterministic", _deterministic, "deterministic"),
-    "mc_dropout": ("MC dropout", _mc_dropout, "dropout"),
-    "deep_ensemble": ("Deep ensemble", _deep_ensemble, "ensemble"),
-    "variational": ("Variational, last layer", _variational, None),
+METHODS: dict[str, Callable[[Make, Settings, int], Predictor]] = {
+    "deterministic": _deterministic,
+    "mc_dropout": _mc_dropout,
+    "deep_ensemble": _deep_ensemble,
+    "variational": _variational,
 }
 
 
@@ -162,7 +155,7 @@ def run(
         jobs=jobs,
         progress=progress,
     )
-    say(f"\n{table(records)}\n\n{detection_table(records)}\n\nBudget: {budget}. {NOTE}\n")
+    say(f"\n{table(records)}\n\n{detection_table(records)}\n\n{cost_table(records)}\n\nBudget: {budget}. {NOTE}\n")
     path = Path(out) / f"text-{data}.json"
     collect(records, path, benchmark="text", data=data, budget=budget, positives="out of scope", note=NOTE)
     say(f"wrote {path}")
@@ -174,7 +167,7 @@ def measure(
 ) -> dict[str, Any]:
     """Train one method with one seed, and test it as trained and with temperature scaling."""
     queries = intents(cell.data, seed=cell.seed, buckets=settings.buckets, data_dir=data_dir)
-    build = METHODS[cell.method][1]
+    build = METHODS[cell.method]
     predictor = build(lambda _: NGramNetwork(settings, queries.num_classes), settings, cell.seed).to(device)
     start = time.perf_counter()
     predictor.fit(
@@ -244,77 +237,6 @@ def scores(pred: Predictive) -> dict[str, Tensor]:
     parts = pred.uncertainty()
     found = {"max_probability": -pred.logits.double().log_softmax(-1).amax(-1), "entropy": parts.total}
     return found if pred.num_samples == 1 else {**found, "mutual_information": parts.epistemic}
-
-
-_COLUMNS = {"accuracy": ("accuracy", 1), "nll": ("NLL (nats)", 0), "ece": ("ECE", 2)}
-
-
-def table(records: Sequence[Record]) -> str:
-    """Return accuracy and calibration in scope as Markdown: ours as mean with the 95 % t interval over seeds."""
-    names = [part for label, _ in _COLUMNS.values() for part in (label, "published, BERT")]
-    lines = [
-        f"| | {' | '.join(names)} | answered at {MAX_ERROR:.0%} error | error of answers |",
-        "|---" * (len(names) + 3) + "|",
-    ]
-    for method, label, form, kept in _rows(records):
-        # The published rows are of networks as trained.
-        published = UNCERTAINTY_BASELINES_CLINC.get(METHODS[method][2] or "") if form == "as_trained" else None
-        cells = [label]
-        for metric, (_, place) in _COLUMNS.items():
-            cells += [shown([values[metric] for values in kept]), "" if published is None else f"{published[place]:g}"]
-        cells.append(shown([values["answered"] for values in kept]))
-        cells.append(shown([values["answered_error"] for values in kept]))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def detection_table(records: Sequence[Record]) -> str:
-    """Return how well queries outside every intent are told from the others, as Markdown."""
-    lines = [
-        "| | outside | score | AUROC | published, BERT | AUPRC | published, BERT | FPR95 | answered |",
-        "|---" * 9 + "|",
-    ]
-    for method, label, form, kept in _rows(records):
-        published = UNCERTAINTY_BASELINES_CLINC.get(METHODS[method][2] or "") if form == "as_trained" else None
-        for name, first in kept[0]["outside"].items():
-            for score in (score for score in SCORES if score in first):
-                comparable = published is not None and name == "out of scope" and score == "max_probability"
-                theirs = [f"{value:g}" if comparable else "" for value in (published or (0.0,) * 5)[3:]]
-                auroc, auprc, fpr = (
-                    shown([values["outside"][name][score][metric] for values in kept])
-                    for metric in ("auroc", "auprc", "fpr95")
-                )
-                answered = shown([values["outside"][name]["answered"] for values in kept])
-                cells = [label, name, score.replace("_", " "), auroc, theirs[0], auprc, theirs[1], fpr, answered]
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _rows(records: Sequence[Record]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """Method, label, form, and the values of each seed."""
-    return [
-        (method, label + suffix, form, kept)
-        for method, (label, _, _) in METHODS.items()
-        for form, suffix in FORMS.items()
-        if (kept := [record["values"][form] for record in records if record["method"] == method])
-    ]
-
-
-def shown(values: Sequence[float | None]) -> str:
-    """Return a mean over seeds with its 95 % t interval; seeds without a value are named, never left out silently.
-
-    Examples:
-        >>> shown([0.5]), shown([0.25, 0.75]), shown([None, 0.5])
-        ('0.500', '0.500 [-2.677, 3.677]', '0.500 (1 of 2 seeds)')
-    """
-    known = [value for value in values if value is not None]
-    if not known:
-        return "none"
-    found = spread(known)
-    interval = "" if len(known) == 1 else f" [{found.lower:.3f}, {found.upper:.3f}]"
-    return f"{found.mean:.3f}{interval}" + (
-        f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
-    )
 
 
 def _seeded(make: Make, seed: int) -> nn.Module:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bayesguard.benchmarks.data.text import hashed, intents, left_out_domains, n_grams
-from bayesguard.benchmarks.text import detection, detection_table, run, scores, shown, table
+from bayesguard.benchmarks.text import detection, run, scores
+from bayesguard.benchmarks.text_tables import cost_table, detection_table, shown, table
 from bayesguard.cli import main
 from bayesguard.errors import BadInput
 from bayesguard.predictive import Predictive
@@ -112,6 +113,10 @@ def test_a_tiny_run_measures_every_method_and_keeps_it(folder: Path, tmp_path: P
     assert "| 0.965 |" in rows[2]
     assert "0.965" not in rows[3]
     assert "| 0.942 |" in detection_table(records)
+    # 1,024 vectors of 16, and two dense layers; five members have them five times.
+    parameters = 1024 * 16 + 17 * 32 + 33 * 6
+    assert f"| Deterministic | {parameters:,} |" in cost_table(records)
+    assert f"| Deep ensemble | {5 * parameters:,} |" in cost_table(records)
 
 
 def test_left_out_domains_run_and_have_no_published_numbers(folder: Path, tmp_path: Path) -> None:
