@@ -1,8 +1,8 @@
 """Intents of short queries, and queries that no intent fits: does the classifier know which is which?
 
-The task of Larson et al. (2019, EMNLP) with CLINC150, as google/uncertainty-baselines measures it: accuracy and calibration on
-queries in scope, and how well uncertainty tells those out of scope from them. Out-of-scope queries are the positives of
-every detection metric.
+The task of Larson et al. (2019, EMNLP) with CLINC150, for which google/uncertainty-baselines has published numbers: accuracy and
+calibration on queries in scope, and how well uncertainty tells those out of scope from them. Out-of-scope queries are the
+positives of every detection metric.
 """
 
 import time

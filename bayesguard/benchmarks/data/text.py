@@ -63,8 +63,10 @@ def intents(name: str, *, seed: int = 0, buckets: int = 2**15, data_dir: str | P
         away = np.isin(domain[file["y_test"]], left_out)
         outside = {"left-out domains": hashed(file["text_test"][away], buckets)}
     kept = ~np.isin(domain, left_out)
-    parts = [_labelled(file[f"text_{part}"], file[f"y_{part}"], kept, buckets) for part in ("train", "val", "test")]
-    return Queries(*parts, outside, int(kept.sum()), tuple(domains[place] for place in left_out))
+    train, validation, test = (
+        _labelled(file[f"text_{part}"], file[f"y_{part}"], kept, buckets) for part in ("train", "val", "test")
+    )
+    return Queries(train, validation, test, outside, int(kept.sum()), tuple(domains[place] for place in left_out))
 
 
 def left_out_domains(seed: int, num_domains: int) -> tuple[int, ...]:
