@@ -131,6 +131,7 @@ def test_left_out_domains_run_and_have_no_published_numbers(folder: Path, tmp_pa
     )
     assert records[0]["values"]["left_out"] == ["money", "way"]
     assert "0.942" not in detection_table(records)
+    assert "| 0.965 |" not in table(records)
 
 
 @pytest.mark.parametrize(
