@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from bayesguard.benchmarks.networks import Block, ResNet20, SmallCNN
@@ -156,7 +155,7 @@ def num_parameters(module: nn.Module) -> int:
     """Return the number of a module's parameters, each shared one once.
 
     Examples:
-        >>> num_parameters(torch.nn.Linear(4, 3))
+        >>> num_parameters(nn.Linear(4, 3))
         15
     """
     return sum(parameter.numel() for parameter in module.parameters())

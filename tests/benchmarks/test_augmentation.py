@@ -226,7 +226,7 @@ def test_training_follows_the_seed_of_fit_and_augments_anew() -> None:
         predictor = bg.Deterministic(network, seed=seed)
         predictor.fit(batches, epochs=2)
         weights.append(torch.cat([parameter.flatten() for parameter in predictor.parameters()]).detach())
-        orders = [[int((IMAGES == image).flatten(1).all(1).nonzero()) for image in images] for images in seen]
+        orders = [[int((image == IMAGES).flatten(1).all(1).nonzero()) for image in images] for images in seen]
         assert len(orders) == 3  # One pass to count, then two epochs.
         assert orders[1] != orders[2]
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
