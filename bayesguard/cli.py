@@ -143,26 +143,26 @@ def _limit(text: str) -> tuple[str, str, float]:
 def shift(
     data: Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")] = "digits",
     method: Annotated[list[str] | None, typer.Option(help="A method; may be repeated. All by default.")] = None,
+    methods: Annotated[str, typer.Option(help="Methods separated by commas, or all.")] = "all",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
     seed: Annotated[int, typer.Option(help="Of the split, the networks, the shifts and the intervals.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows at most of training and test data; not for cifar10.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
+    suite: Annotated[str | None, typer.Option(help="cifar10 only: cifar10-c-ovadia (default) or cifar10-c.")] = None,
+    network: Annotated[str | None, typer.Option(help="cifar10 only: resnet20 (default), resnet18, ...")] = None,
+    seeds: Annotated[int | None, typer.Option(help="cifar10 only: how many, from --seed on. One by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="cifar10 only: processes.")] = None,
 ) -> None:
     """Calibration on shifted data, before and after temperature scaling."""
-    from bayesguard.benchmarks.shift import METHODS, run
+    from bayesguard.benchmarks.cifar10_c import run_shift
 
-    run(
-        data,
-        methods=method or list(METHODS),
-        device=device,
-        out=out,
-        seed=seed,
-        epochs=epochs,
-        limit=limit,
-        data_dir=data_dir,
-    )
+    named = [*(method or []), *([] if methods == "all" else [name.strip() for name in methods.split(",")])]
+    common = {"methods": named or None, "device": device, "out": out, "seed": seed, "epochs": epochs}
+    more = {"suite": suite, "network": network, "seeds": seeds, "jobs": jobs}
+    run_shift(data, limit=limit, data_dir=data_dir, budget=budget, **common, **more)
 
 
 @benchmark.command()

@@ -36,6 +36,7 @@ MEMBERS = {"cifar10-c-ovadia": 10, "cifar10-c": 4}
 DRAWS = {"cifar10-c-ovadia": 128, "cifar10-c": 30}
 _SMALL = {"network": "small_cnn", "epochs": 2, "members": 2, "draws": 4, "train": 2000, "test": 500}
 _SMALL_SEVERITIES = (1, 5)
+_SMALL_KINDS = ("gaussian_noise", "defocus_blur", "fog", "contrast", "elastic_transform")  # One of each family.
 _TIMINGS = 3
 
 
@@ -69,7 +70,7 @@ def run(
         data_dir: Folder of the data; None for `BAYESGUARD_DATA`, or the download.
         jobs: Processes; see `bayesguard.benchmarks.cells.measure_all`.
         budget: "full", or "small" for a quick look: the small convolutional network, two epochs on 2,000 images, 500 images
-            to calibrate and 500 to test on, two members, four draws, two severities.
+            to calibrate and 500 to test on, two members, four draws, one kind of each family at two severities, Adam.
         progress: Show a progress bar.
         say: Where the tables go.
 
@@ -130,7 +131,9 @@ def measure(
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     shifts = [
-        shift for shift in suite_of(settings["suite"], cell.seed) if shift.severity in settings["severities"]
+        shift
+        for shift in suite_of(settings["suite"], cell.seed)
+        if shift.severity in settings["severities"] and (settings["kinds"] is None or shift.name in settings["kinds"])
     ]
     clean, targets = predictor.predict_with_targets(images.calibration)
     tested, labels = answers(predictor, images.test, shifts, cell.seed + 1)
@@ -178,7 +181,9 @@ def left_out(
     for family in FAMILIES.values():
         if not set(family) & set(kinds):
             continue
-        calibrators = fitted([pred for pred, name in zip(held, names, strict=True) if name not in family], targets, seed)
+        calibrators = fitted(
+            [pred for pred, name in zip(held, names, strict=True) if name not in family], targets, seed
+        )
         for place, name in enumerate(names):
             if name and name not in family:
                 continue
@@ -206,6 +211,7 @@ def _settings(suite: str, network: str, epochs: int | None, budget: str) -> dict
         **own,
         "epochs": epochs or own["epochs"],
         "severities": list(_SMALL_SEVERITIES if budget == "small" else range(1, 6)),
+        "kinds": list(_SMALL_KINDS) if budget == "small" else None,
         "batch_size": recipes.BATCH_SIZE,
         "learning_rate": recipes.LEARNING_RATE,
         "weight_decay": recipes.WEIGHT_DECAY,
@@ -247,8 +253,7 @@ def _by_set(shifts: Sequence[AnyShift], scores: Sequence[dict[str, float]]) -> d
     return {
         "clean": clean,
         "sets": [
-            {"shift": shift.name, "severity": shift.severity, **own}
-            for shift, own in zip(shifts, shifted, strict=True)
+            {"shift": shift.name, "severity": shift.severity, **own} for shift, own in zip(shifts, shifted, strict=True)
         ],
     }
 
@@ -268,3 +273,26 @@ def _fastest(predictor: Predictor, images: Tensor) -> float:
         predictor.predict(images)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def run_shift(data: str, *, methods: Sequence[str] | None, limit: int | None, budget: str, **options: Any) -> None:
+    """Run the command `bayesguard benchmark shift`: this module's `run` for CIFAR-10, that of `shift` for other data.
+
+    Raises:
+        BadInput: An option that the data set's benchmark does not have.
+    """
+    from bayesguard.benchmarks import shift
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if data == "cifar10":
+        if limit is not None:
+            raise BadInput("--limit is not for cifar10; use --budget small for a quick look")
+        run(methods=methods or tuple(METHODS), budget=budget, progress=True, **given)
+        return
+    if only := [name for name in ("suite", "network", "seeds", "jobs") if name in given]:
+        raise BadInput(f"--{only[0]} is for --data cifar10, got --data {data}; leave it out")
+    if budget not in ("full", "small"):
+        raise BadInput(f"budget must be full or small, got {budget!r}")
+    if budget == "small":
+        given["epochs"], limit = given.get("epochs", 2), limit or 500
+    shift.run(data, methods=methods or list(shift.METHODS), limit=limit, **given)

@@ -56,8 +56,8 @@ def notes(settings: dict[str, Any]) -> str:
     ]
     if settings["budget"] == "small":
         lines.append(
-            f"SMALL BUDGET: {settings['train']:,} training and {settings['test']:,} test images, severities "
-            f"{', '.join(map(str, settings['severities']))}: shows that everything runs; not to be compared with anything."
+            f"SMALL BUDGET: {settings['train']:,} training and {settings['test']:,} test images, {len(settings['kinds'])} kinds "
+            f"of shift at severities {', '.join(map(str, settings['severities']))}, Adam: shows that everything runs; not to be compared with anything."
         )
     return "\n".join(lines)
 

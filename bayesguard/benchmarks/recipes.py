@@ -94,6 +94,8 @@ class Plan:
 
     def fit(self, predictor: Predictor, *, augment: Augment = flip_and_crop, adam: bool = False) -> Predictor:
         """Train a predictor and return it."""
+        # Without batch normalisation so large a learning rate diverges.
+        adam = adam or self.network == "small_cnn"
         fit(predictor, self.images.train, epochs=self.epochs, device=self.device, augment=augment, adam=adam)
         return predictor
 

@@ -118,9 +118,7 @@ def answers(
     ], labels
 
 
-def fitted(
-    held: Sequence[Predictive], labels: Tensor, seed: int
-) -> tuple[ShiftAwareScaling, ShiftAwareScaling]:
+def fitted(held: Sequence[Predictive], labels: Tensor, seed: int) -> tuple[ShiftAwareScaling, ShiftAwareScaling]:
     """Return calibrators of both modes, fitted to the answers to undisturbed data and to each shift of them."""
     point, batch = ShiftAwareScaling("point", seed=seed), ShiftAwareScaling("set", seed=seed)
     return point.fit_shifted(held, labels), batch.fit_shifted(held, labels)
