@@ -12,6 +12,7 @@ import torch
 from bayesguard.benchmarks import cifar10_c
 from bayesguard.benchmarks.cifar10_c import left_out, run, run_shift
 from bayesguard.benchmarks.cifar10_c_tables import quartiles, table
+from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.published import Quartiles
 from bayesguard.benchmarks.unseen import FAMILIES
 from bayesguard.errors import BadInput
@@ -124,10 +125,10 @@ def test_a_left_out_family_is_not_calibrated_on() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """CIFAR-10 in the documented format: 10,100 training images, of which the last 10,000 are held out, 120 test images."""
+    """CIFAR-10 in the documented format: 200 training and 120 test images."""
     generator = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
-    for name, count in (("train_1of2", 5100), ("train_2of2", 5000), ("test", 120)):
+    for name, count in (("train_1of2", 100), ("train_2of2", 100), ("test", 120)):
         labels = generator.integers(0, 10, count, dtype=np.uint8)
         pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         np.savez(tmp_path / f"images/cifar10_{name}.npz", x=pixels, y=labels)
@@ -137,6 +138,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::bayesguard.errors.CalibrationWarning")
 def test_a_small_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10_c, "_SMALL", cifar10_c._SMALL | {"train": 64, "test": 110, "draws": 2, "epochs": 1})
+
+    def split(name: str, data_dir: Path) -> ImageSet:
+        # Of 50,000 images the last 10,000 are held out, of these 200 none.
+        images = load(name, data_dir=data_dir)
+        return images._replace(calibration=images.train)
+
+    monkeypatch.setattr(cifar10_c, "load", split)
     lines: list[str] = []
     methods = ["deterministic", "dropout_ensemble"]
     options: dict[str, Any] = {"budget": "small", "device": "cpu", "data_dir": folder, "out": folder / "out"}
