@@ -160,9 +160,21 @@ def shift(
     from bayesguard.benchmarks.cifar10_c import run_shift
 
     named = [*(method or []), *([] if methods == "all" else [name.strip() for name in methods.split(",")])]
-    common = {"methods": named or None, "device": device, "out": out, "seed": seed, "epochs": epochs}
-    more = {"suite": suite, "network": network, "seeds": seeds, "jobs": jobs}
-    run_shift(data, limit=limit, data_dir=data_dir, budget=budget, **common, **more)
+    run_shift(
+        data,
+        methods=named or None,
+        limit=limit,
+        budget=budget,
+        device=device,
+        out=out,
+        seed=seed,
+        epochs=epochs,
+        data_dir=data_dir,
+        suite=suite,
+        network=network,
+        seeds=seeds,
+        jobs=jobs,
+    )
 
 
 @benchmark.command()

@@ -137,7 +137,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore::bayesguard.errors.CalibrationWarning")
 def test_a_small_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10_c, "_SMALL", cifar10_c._SMALL | {"train": 64, "test": 110, "draws": 2, "epochs": 1})
+    monkeypatch.setattr(cifar10_c, "_SMALL", cifar10_c._SMALL | {"train": 64, "test": 110, "epochs": 1})
 
     def split(name: str, data_dir: Path) -> ImageSet:
         # Of 50,000 images the last 10,000 are held out, of these 200 none.
