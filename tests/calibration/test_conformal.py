@@ -270,6 +270,23 @@ def test_equal_weights_change_nothing() -> None:
     assert found[1] == torch.inf
 
 
+def test_a_saved_state_knows_that_there_were_weights() -> None:
+    pred, y = bg.Predictive.from_normal(torch.zeros(99), 1.0), torch.randn(99, generator=generator(8))
+    weighted, plain = ConformalInterval().fit(pred, y, weights=torch.ones(99)), ConformalInterval().fit(pred, y)
+    for fitted in (weighted, plain):
+        state = fitted.state_dict()
+        loaded = ConformalInterval()
+        loaded.load_state_dict(state)
+        assert bool(loaded.is_weighted) == (fitted is weighted)
+    with pytest.raises(BadInput, match="weights= is needed where fit had weights"):
+        loaded(pred, weights=torch.ones(99))
+    # A state of 1.0 says so only where weights differ.
+    old = ConformalInterval().fit(pred, y, weights=torch.linspace(0.5, 1.5, 99)).state_dict()
+    del old["is_weighted"]
+    loaded.load_state_dict(old)
+    assert loaded.is_weighted
+
+
 def test_weights_that_leave_too_little_are_refused() -> None:
     pred, y = numbers(500, 1)
     weights = torch.full((500,), 1e-9)
