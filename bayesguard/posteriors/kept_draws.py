@@ -15,7 +15,7 @@ def evenly_spaced(num_samples: int, kept: int) -> list[int]:
     """
     if num_samples > kept:
         raise BadInput(
-            f"num_samples={num_samples} draws were asked for, and {kept} samples of the posterior are kept (chains x "
-            "draws); ask for fewer, or keep more of them"
+            f"num_samples={num_samples} draws were asked for, and there are {kept} posterior samples (chains x draws); ask "
+            "for fewer, or keep more of them"
         )
     return [draw * kept // num_samples for draw in range(num_samples)]
