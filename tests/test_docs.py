@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import matplotlib
+import pyro
 import pytest
 import torch
 
@@ -20,8 +21,10 @@ def test_code_on_pages_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monk
     torch.manual_seed(0)  # pages make networks without a seed, as readers do
     matplotlib.use("agg")
     namespace: dict[str, object] = {"__name__": "page"}
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-        exec(compile(block, str(page), "exec"), namespace)
+    # A page may train by Pyro itself, whose parameters live in one store for the whole process.
+    with pyro.get_param_store().scope():
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            exec(compile(block, str(page), "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
