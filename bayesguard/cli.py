@@ -346,6 +346,23 @@ def tabular(
 
 
 @benchmark.command()
+def report(
+    results: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("benchmarks/results"),
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("results/benchmarks.html"),
+    write: Annotated[
+        bool, typer.Option("--write", help="Also write the tables of README.md and docs in this folder anew.")
+    ] = False,
+) -> None:
+    """Every stored result as one page, and the tables of README and docs."""
+    from bayesguard.benchmarks.report import run
+    from bayesguard.benchmarks.report import write as write_tables
+
+    run(results, out=out)
+    if write:
+        write_tables(".")
+
+
+@benchmark.command()
 def speed(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     cases: Annotated[str, typer.Option(help="Cases, separated by commas. All by default.")] = "",

@@ -1,0 +1,211 @@
+"""Which benchmark a result file is of, what it asks, its tables, its figures, and the command that makes it again.
+
+A new benchmark adds an entry to `REGISTRY`. Its key is how the names of its files begin; the longest that fits counts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bayesguard.benchmarks import adversarial, intervals, mnist_shift, ood, tabular_tables, uci, unseen
+from bayesguard.benchmarks.cells import Record
+from bayesguard.benchmarks.speed.measure import Spread as Range
+from bayesguard.benchmarks.speed.table import Row, as_markdown
+from bayesguard.benchmarks.stored import shift_figures, shift_tables, uci_figure
+from bayesguard.benchmarks.stored.files import Content
+from bayesguard.errors import BadInput
+
+Figures = Callable[[Mapping[str, Content]], str]
+
+
+class Benchmark(NamedTuple):
+    """How the results of one benchmark are shown.
+
+    Attributes:
+        title: Of its section.
+        question: What was asked.
+        table: From what a file holds to Markdown; a line that ends with a colon is the title of the table after it.
+        command: From what a file holds to the command that makes it again.
+        figures: From the files that could be read, by name without ending, to markup.
+        summary: From the folder to Markdown about all of its files together.
+    """
+
+    title: str
+    question: str
+    table: Callable[[Content], str]
+    command: Callable[[Content], str]
+    figures: Figures | None = None
+    summary: Callable[[Path], str] | None = None
+
+
+def benchmark_of(stem: str) -> str:
+    """Return the key of a file's benchmark from its name without the ending.
+
+    Raises:
+        BadInput: No benchmark of that name.
+    """
+    fitting = [key for key in REGISTRY if stem == key or stem.startswith(f"{key}-")]
+    if not fitting:
+        raise BadInput(f"{stem}.json is of no known benchmark; known are {', '.join(REGISTRY)}")
+    return max(fitting, key=len)
+
+
+def command(name: str, **options: object) -> str:
+    """Return a command line; options that are None are left out.
+
+    Examples:
+        >>> command("uci", data="yacht", methods=["ensemble", "dropout"], jobs=None)
+        'python -m benchmarks.uci --data yacht --methods ensemble,dropout --out benchmarks/results'
+    """
+    words = ["python", "-m", f"benchmarks.{name}"]
+    for option, value in options.items():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{option.replace('_', '-')}", text]
+    return " ".join([*words, "--out benchmarks/results"])
+
+
+def _of_cells(records: Sequence[Record], *names: str) -> dict[str, object]:
+    """Return the options that every benchmark of cells has, and those of its settings that are named."""
+    settings = records[0]["settings"]
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    budget = settings.get("budget")
+    return {
+        "methods": methods,
+        "seeds": len({record["seed"] for record in records}),
+        **{name: settings[name] for name in names},
+        "budget": None if budget == "full" else budget,
+    }
+
+
+def _uci(content: Content) -> str:
+    options = _of_cells(content["cells"])
+    del options["seeds"]
+    return command("uci", data=content["meta"]["data"], **options)
+
+
+def _tabular(content: Content) -> str:
+    return command("tabular", data=content["meta"]["data"], **_of_cells(content["cells"]))
+
+
+def _adversarial(content: Content) -> str:
+    cells = content["cells"]
+    return command("adversarial", data=cells[0]["data"], **_of_cells(cells, "attack"))
+
+
+def _mnist_shift(content: Content) -> str:
+    options = _of_cells(content["cells"], "network", "members", "epochs", "samples")
+    # The command mnist-shift has every option of the benchmark; python -m benchmarks.shift has those of other data, too.
+    words = command("shift", data=content["meta"]["data"], shift=content["meta"]["shift"], **options)
+    return words.replace("python -m benchmarks.shift", "bayesguard benchmark mnist-shift")
+
+
+def _ood(content: Content) -> str:
+    cells, train = content["cells"], content["meta"]["train"]
+    return command(
+        "ood", train=train, ood=_foreign(content), **_of_cells(cells, "network", "members", "epochs", "samples")
+    )
+
+
+def _foreign(content: Content) -> list[str]:
+    return list(next(iter(content["cells"][0]["values"]["rows"].values()))["ood"])
+
+
+def _shift(content: Content) -> str:
+    meta = content["meta"]
+    methods = " ".join(f"--method {name}" for name in meta.get("methods", ()))
+    text = command("shift", data=meta["data"], device=meta["device"], seed=meta["seed"], epochs=meta.get("epochs"))
+    return f"{text} {methods}".strip() + (f" --limit {meta['limit']}" if meta.get("limit") else "")
+
+
+def _speed(content: Content) -> str:
+    machine = content["machine"]
+    device = "cuda" if machine["gpu"] else "cpu"
+    return command("speed", device=device, repeats=content["repeats"], threads=machine["threads"])
+
+
+def _ood_tables(content: Content) -> str:
+    cells, train = content["cells"], content["meta"]["train"]
+    parts = [f"{ood.described(cells)}."]
+    parts += [f"{train} against {name}:\n\n{ood.table(cells, train, name)}" for name in _foreign(content)]
+    if "fashion_mnist" in _foreign(content) and train == "mnist":
+        parts.append(ood.target(cells))
+    return "\n\n".join(parts)
+
+
+def _mnist_tables(content: Content) -> str:
+    cells, shift = content["cells"], content["meta"]["shift"]
+    curves = mnist_shift.curves_of(cells, shift)
+    found = mnist_shift.claims(curves, shift)
+    told = "\n".join(f"- {'held' if claim.held else 'did not hold'}: {claim.text} ({claim.numbers})" for claim in found)
+    return "\n\n".join(
+        [f"{mnist_shift.described(cells)}.", f"Means over all levels of {shift}:", mnist_shift.table(curves), told]
+    )
+
+
+def speed_rows(content: Content) -> list[Row]:
+    """Return the rows of a speed file."""
+    kept = [{name: value for name, value in row.items() if name in Row.__dataclass_fields__} for row in content["rows"]]
+    return [Row(**{**row, "value": Range(**row["value"])}) for row in kept]
+
+
+REGISTRY: dict[str, Benchmark] = {
+    "shift": Benchmark(
+        "Calibration under shift",
+        "A network is trained and calibrated on clean data; is its confidence still to be believed when the data drift away?",
+        shift_tables.of_evaluations,
+        _shift,
+        shift_figures.of_evaluations,
+    ),
+    "shift-mnist": Benchmark(
+        "Rotated and translated MNIST",
+        "The same for digits that are turned or moved (Ovadia et al. 2019, NeurIPS, section 4.1).",
+        _mnist_tables,
+        _mnist_shift,
+        shift_figures.of_levels,
+    ),
+    "unseen": Benchmark(
+        "Kinds of shift that calibration never saw",
+        "A family of perturbations is left out of calibration and tested on, each in turn.",
+        lambda content: unseen.table(content["summary"]),
+        lambda content: command("unseen", data=content["meta"]["data"], seed=content["meta"]["seed"]),
+    ),
+    "ood": Benchmark(
+        "Images of another kind",
+        "How well uncertainty tells images of another data set from test data.",
+        _ood_tables,
+        _ood,
+    ),
+    "uci": Benchmark(
+        "UCI regression",
+        "RMSE and negative log-likelihood on the standard splits, beside the published numbers.",
+        lambda content: uci.table(content["cells"]),
+        _uci,
+        uci_figure.dots,
+        uci.summary,
+    ),
+    "tabular": Benchmark(
+        "Tables under natural shift",
+        "Groups of people, and streams that drift away from what was trained on.",
+        lambda content: tabular_tables.report(content["cells"]),
+        _tabular,
+    ),
+    "adversarial": Benchmark(
+        "Adversarial radii",
+        "Does uncertainty rise before accuracy falls, when images are changed against the method?",
+        lambda content: adversarial.table(content["cells"]),
+        _adversarial,
+    ),
+    "intervals": Benchmark(
+        "Coverage of intervals",
+        "How often the 95 % intervals of evaluations hold the true number of a model that is known, in %.",
+        lambda content: intervals.table(content["coverage"]),
+        lambda content: command("intervals", runs=content["meta"]["runs"], seed=content["meta"]["seed"]),
+    ),
+    "speed": Benchmark(
+        "Speed and memory",
+        "What uncertainty costs: ratios to the plain way, beside other libraries and what the arithmetic allows.",
+        lambda content: as_markdown(speed_rows(content)),
+        _speed,
+    ),
+}
