@@ -127,7 +127,13 @@ def run(
         took = time.perf_counter() - trained
         say(f"{label}: trained in {trained - start:.1f} s, evaluated in {took:.1f} s, {predictor.strategy}")
     seconds = round(time.perf_counter() - began, 1)
-    meta: dict[str, object] = {"data": images.name, "methods": list(methods), "seed": seed, "epochs": epochs, "limit": limit}
+    meta: dict[str, object] = {
+        "data": images.name,
+        "methods": list(methods),
+        "seed": seed,
+        "epochs": epochs,
+        "limit": limit,
+    }
     meta |= {"device": str(chosen), "seconds": seconds}
     _write(evaluations, meta, Path(out), say)
     return evaluations
@@ -166,9 +172,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _write(
-    evaluations: dict[str, Evaluation], meta: dict[str, object], out: Path, say: Callable[[str], None]
-) -> None:
+def _write(evaluations: dict[str, Evaluation], meta: dict[str, object], out: Path, say: Callable[[str], None]) -> None:
     from bayesguard import plots, report
     from bayesguard.results import combined_table
 

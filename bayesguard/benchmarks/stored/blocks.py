@@ -5,13 +5,17 @@ from pathlib import Path
 
 from bayesguard.benchmarks.speed.table import as_markdown
 from bayesguard.benchmarks.stored.files import read
-from bayesguard.benchmarks.stored.page import made, shown, tables_of
+from bayesguard.benchmarks.stored.page import made, shown, stored, tables_of
 from bayesguard.benchmarks.stored.registry import REGISTRY, speed_rows
-from bayesguard.errors import BadInput
+from bayesguard.benchmarks.stored.shift_tables import markdown
+from bayesguard.errors import BadFile, BadInput
 
-_BLOCK = re.compile(r"(<!-- table: ([^>]+?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-_OPENING = re.compile(r"<!-- table: ")
+_BLOCK = re.compile(
+    r"^(<!-- table: ([^>\n]+?) -->\n)((?:(?!<!-- table: ).)*?)^(<!-- end -->)$", re.DOTALL | re.MULTILINE
+)
+_OPENING = re.compile(r"^<!-- table: ", re.MULTILINE)
 _CHOICE = "speed-cpu, a choice"
+_COMMANDS = "commands"
 _CHOSEN = (
     "MC dropout, MLP 784-1024-1024-10, N=512, S=50, masks shared",
     "MC dropout, LeNet, N=512, S=50",
@@ -43,8 +47,8 @@ def table(name: str, folder: Path) -> str:
     """Return the table of that name as Markdown.
 
     Args:
-        name: A benchmark with a summary of all of its files (`uci`), a file (`unseen-digits`), or a file and the title of one
-            of its tables (`shift-digits, ECE by severity`).
+        name: A benchmark with a summary of all of its files (`uci`), a file (`unseen-digits`), a file and the title of one
+            of its tables (`shift-digits, ECE by severity`), or `commands` for those that make all files again.
         folder: Where the result files lie.
 
     Raises:
@@ -54,10 +58,14 @@ def table(name: str, folder: Path) -> str:
     summary = REGISTRY[name].summary if name in REGISTRY else None
     if summary is not None:
         return made(lambda: summary(folder), f"the summary of {name}")
+    if name == _COMMANDS:
+        return _commands(folder)
     stem, _, title = (part.strip() for part in name.partition(","))
     path = folder / f"{stem}.json"
     if not path.is_file():
-        raise BadInput(f"the table {name!r} is made from {path}, which does not exist; run its benchmark, or mend the name")
+        raise BadInput(
+            f"the table {name!r} is made from {path}, which does not exist; run its benchmark, or mend the name"
+        )
     if name == _CHOICE:
         return _choice(path)
     markdown = shown(path).markdown
@@ -75,3 +83,16 @@ def _choice(path: Path) -> str:
     if missing:
         raise BadInput(f"{path.name} has no row {missing[0]!r}; run the benchmark of speed in full")
     return as_markdown([rows[name] for name in _CHOSEN])
+
+
+def _commands(folder: Path) -> str:
+    found, problems = stored(folder)
+    if problems:
+        raise BadFile(problems[0])
+    rows = [
+        [f"`{item.command}`", REGISTRY[item.key].needs, item.facts.time, item.facts.device, item.facts.date]
+        for key in REGISTRY
+        for item in found
+        if item.key == key
+    ]
+    return markdown(["command", "needs", "took", "on", "made"], rows)

@@ -47,9 +47,7 @@ def shown(path: Path) -> Shown:
     key, content = benchmark_of(path.stem), read(path)
     benchmark = REGISTRY[key]
     return made(
-        lambda: Shown(
-            path.stem, key, content, benchmark.table(content), benchmark.command(content), facts(content)
-        ),
+        lambda: Shown(path.stem, key, content, benchmark.table(content), benchmark.command(content), facts(content)),
         path.name,
     )
 
@@ -145,26 +143,27 @@ def _section(key: str, benchmark: Benchmark, own: Sequence[Shown], folder: Path)
             parts.append(made(make, f"the {name} of {key}"))
         except BadFile as error:
             problems.append(str(error))
-    several = len(own) > 1
     for item in own:
         # The summary says it in one table, and so does a figure.
         inner = markup(item.markdown, folded=True) + _facts(item)
-        if several and benchmark.summary is not None:
+        if benchmark.summary is not None:
             parts.append(f"<details><summary>{escape(item.stem)}</summary>{inner}</details>")
         else:
-            parts.append((f"<h3>{escape(item.stem)}</h3>" if several else "") + inner)
+            parts.append((f"<h3>{escape(item.stem)}</h3>" if len(own) > 1 else "") + inner)
     return "".join(parts), problems
 
 
 def _facts(item: Shown) -> str:
-    known = item.facts._asdict()
-    told = "; ".join(f"{name} {escape(value)}" for name, value in known.items() if value)
-    return f'<p class="note">{told}.</p><pre><code>{escape(item.command)}</code></pre>'
+    known = {**item.facts._asdict(), "needs": REGISTRY[item.key].needs.replace("`", "")}
+    told = "; ".join(f"{name}: {escape(value)}" for name, value in known.items())
+    return f'<p class="note">{told[0].upper()}{told[1:]}.</p><pre class="command"><code>{escape(item.command)}</code></pre>'
 
 
 def _table(text: str) -> str:
     head, _, *rows = [_cells(line) for line in text.splitlines()]
-    return table(head[1:], [(_words(row[0]), "".join(f"<td>{_words(cell)}</td>" for cell in row[1:])) for row in rows], head[0])
+    return table(
+        head[1:], [(_words(row[0]), "".join(f"<td>{_words(cell)}</td>" for cell in row[1:])) for row in rows], head[0]
+    )
 
 
 def _cells(line: str) -> list[str]:

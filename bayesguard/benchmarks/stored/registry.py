@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bayesguard.benchmarks import adversarial, intervals, mnist_shift, ood, tabular_tables, uci, unseen
+from bayesguard.benchmarks import adversarial, intervals, mnist_shift, ood, shift, tabular_tables, uci, unseen
 from bayesguard.benchmarks.cells import Record
 from bayesguard.benchmarks.speed.measure import Spread as Range
 from bayesguard.benchmarks.speed.table import Row, as_markdown
@@ -26,6 +26,7 @@ class Benchmark(NamedTuple):
         question: What was asked.
         table: From what a file holds to Markdown; a line that ends with a colon is the title of the table after it.
         command: From what a file holds to the command that makes it again.
+        needs: What has to be there to run it, beside the package.
         figures: From the files that could be read, by name without ending, to markup.
         summary: From the folder to Markdown about all of its files together.
     """
@@ -34,6 +35,7 @@ class Benchmark(NamedTuple):
     question: str
     table: Callable[[Content], str]
     command: Callable[[Content], str]
+    needs: str
     figures: Figures | None = None
     summary: Callable[[Path], str] | None = None
 
@@ -55,14 +57,14 @@ def command(name: str, **options: object) -> str:
 
     Examples:
         >>> command("uci", data="yacht", methods=["ensemble", "dropout"], jobs=None)
-        'python -m benchmarks.uci --data yacht --methods ensemble,dropout --out benchmarks/results'
+        'python -m benchmarks.uci --data yacht --methods ensemble,dropout --out results'
     """
     words = ["python", "-m", f"benchmarks.{name}"]
     for option, value in options.items():
         if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += [f"--{option.replace('_', '-')}", text]
-    return " ".join([*words, "--out benchmarks/results"])
+    return " ".join([*words, "--out results"])
 
 
 def _of_cells(records: Sequence[Record], *names: str) -> dict[str, object]:
@@ -113,7 +115,8 @@ def _foreign(content: Content) -> list[str]:
 
 def _shift(content: Content) -> str:
     meta = content["meta"]
-    methods = " ".join(f"--method {name}" for name in meta.get("methods", ()))
+    some = list(meta.get("methods", ()))
+    methods = "" if some == list(shift.METHODS) else " ".join(f"--method {name}" for name in some)
     text = command("shift", data=meta["data"], device=meta["device"], seed=meta["seed"], epochs=meta.get("epochs"))
     return f"{text} {methods}".strip() + (f" --limit {meta['limit']}" if meta.get("limit") else "")
 
@@ -134,13 +137,18 @@ def _ood_tables(content: Content) -> str:
 
 
 def _mnist_tables(content: Content) -> str:
-    cells, shift = content["cells"], content["meta"]["shift"]
-    curves = mnist_shift.curves_of(cells, shift)
-    found = mnist_shift.claims(curves, shift)
+    cells, kind = content["cells"], content["meta"]["shift"]
+    curves = mnist_shift.curves_of(cells, kind)
+    found = mnist_shift.claims(curves, kind)
     told = "\n".join(f"- {'held' if claim.held else 'did not hold'}: {claim.text} ({claim.numbers})" for claim in found)
     return "\n\n".join(
-        [f"{mnist_shift.described(cells)}.", f"Means over all levels of {shift}:", mnist_shift.table(curves), told]
+        [f"{mnist_shift.described(cells)}.", f"Means over all levels of {kind}:", mnist_shift.table(curves), told]
     )
+
+
+def _adversarial_tables(content: Content) -> str:
+    by_radius, onsets = adversarial.table(content["cells"]).split("\n\n")
+    return f"By radius:\n\n{by_radius}\n\nWhere entropy rises and accuracy falls, by seed:\n\n{onsets}"
 
 
 def speed_rows(content: Content) -> list[Row]:
@@ -155,6 +163,7 @@ REGISTRY: dict[str, Benchmark] = {
         "A network is trained and calibrated on clean data; is its confidence still to be believed when the data drift away?",
         shift_tables.of_evaluations,
         _shift,
+        "digits: nothing; other data: their images",
         shift_figures.of_evaluations,
     ),
     "shift-mnist": Benchmark(
@@ -162,6 +171,7 @@ REGISTRY: dict[str, Benchmark] = {
         "The same for digits that are turned or moved (Ovadia et al. 2019, NeurIPS, section 4.1).",
         _mnist_tables,
         _mnist_shift,
+        "MNIST",
         shift_figures.of_levels,
     ),
     "unseen": Benchmark(
@@ -169,18 +179,21 @@ REGISTRY: dict[str, Benchmark] = {
         "A family of perturbations is left out of calibration and tested on, each in turn.",
         lambda content: unseen.table(content["summary"]),
         lambda content: command("unseen", data=content["meta"]["data"], seed=content["meta"]["seed"]),
+        "digits: nothing; other data: their images",
     ),
     "ood": Benchmark(
         "Images of another kind",
         "How well uncertainty tells images of another data set from test data.",
         _ood_tables,
         _ood,
+        "the data sets named",
     ),
     "uci": Benchmark(
         "UCI regression",
         "RMSE and negative log-likelihood on the standard splits, beside the published numbers.",
         lambda content: uci.table(content["cells"]),
         _uci,
+        "the data set named",
         uci_figure.dots,
         uci.summary,
     ),
@@ -189,23 +202,27 @@ REGISTRY: dict[str, Benchmark] = {
         "Groups of people, and streams that drift away from what was trained on.",
         lambda content: tabular_tables.report(content["cells"]),
         _tabular,
+        "the data set named",
     ),
     "adversarial": Benchmark(
         "Adversarial radii",
         "Does uncertainty rise before accuracy falls, when images are changed against the method?",
-        lambda content: adversarial.table(content["cells"]),
+        _adversarial_tables,
         _adversarial,
+        "digits: nothing; other data: their images",
     ),
     "intervals": Benchmark(
         "Coverage of intervals",
         "How often the 95 % intervals of evaluations hold the true number of a model that is known, in %.",
         lambda content: intervals.table(content["coverage"]),
         lambda content: command("intervals", runs=content["meta"]["runs"], seed=content["meta"]["seed"]),
+        "nothing",
     ),
     "speed": Benchmark(
         "Speed and memory",
         "What uncertainty costs: ratios to the plain way, beside other libraries and what the arithmetic allows.",
         lambda content: as_markdown(speed_rows(content)),
         _speed,
+        "the other libraries: extra `peers`",
     ),
 }

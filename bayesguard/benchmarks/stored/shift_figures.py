@@ -28,22 +28,23 @@ def of_evaluations(contents: Mapping[str, Content]) -> str:
     """Return box plots of every file of `bayesguard benchmark shift`, and reliability diagrams where the file has bins."""
     parts = []
     for stem, content in contents.items():
-        points = {metric: points_of(content, metric) for metric in _METRICS}
-        parts.append(f"<h3>{escape(stem)}</h3>{_boxes(points)}{_reliability(content)}")
+        points = {metric: found for metric in _METRICS if (found := points_of(content, metric))}
+        parts.append(f"<h3>{escape(stem)}</h3>{_boxes(points) if points else ''}{_reliability(content)}")
     return "".join(parts)
 
 
 def of_levels(contents: Mapping[str, Content]) -> str:
     """Return lines against the level of one shift; where there are several seeds, of their means."""
-    panels = []
+    parts = []
     for content in contents.values():
-        shift = content["meta"]["shift"]
+        shift, panels = content["meta"]["shift"], []
         curves = mnist_shift.curves_of(content["cells"], shift)
         unit = "degrees" if shift == "rotation" else "pixels"
         for metric, label in _METRICS.items():
             lines = {row: _mean([seed[metric] for seed in seeds]) for row, seeds in curves.items()}
             panels.append(_lines(lines, label, f"{shift} ({unit})"))
-    return f'<div class="panels">{"".join(panels)}</div>'
+        parts.append(f'<div class="panels">{"".join(panels)}</div>')
+    return "".join(parts)
 
 
 def points_of(content: Content, metric: str) -> Points:
@@ -110,7 +111,9 @@ def _box(frame: svg.Frame, values: Sequence[float], left: float, width: float, s
     middle, place = left + width / 2, style % svg.NUM_STYLES
     tip = f"{name}: median {median:.3f}\nquartiles {lower:.3f}, {upper:.3f}\nfrom {smallest:.3f} to {largest:.3f} ({len(values)} sets)"
     y = [frame.y(value) for value in (smallest, lower, median, upper, largest)]
-    whiskers = f'<path class="s{place} error" d="M{middle:.1f} {y[0]:.1f}V{y[1]:.1f}M{middle:.1f} {y[3]:.1f}V{y[4]:.1f}"/>'
+    whiskers = (
+        f'<path class="s{place} error" d="M{middle:.1f} {y[0]:.1f}V{y[1]:.1f}M{middle:.1f} {y[3]:.1f}V{y[4]:.1f}"/>'
+    )
     line = f'<path class="s{place} line" d="M{left + 0.5:.1f} {y[2]:.1f}h{width - 1:.1f}"/>'
     shapes = whiskers + svg.bar(left + 0.5, width - 1, y[3], y[1], style) + line
     return svg.point(tip, shapes + svg.hit(left, y[4] - 4, width, y[0] - y[4] + 8))
@@ -119,7 +122,8 @@ def _box(frame: svg.Frame, values: Sequence[float], left: float, width: float, s
 def _lines(lines: Mapping[str, Mapping[int, float]], label: str, x_label: str) -> str:
     levels = sorted({level for own in lines.values() for level in own})
     top = max(value for own in lines.values() for value in own.values())
-    frame = svg.Frame(44, 346, 24, 224, (levels[0], levels[-1]), (0, max(1.05 * top, 1e-6)))
+    room = 0.03 * (levels[-1] - levels[0]) or 1
+    frame = svg.Frame(44, 354, 24, 224, (levels[0] - room, levels[-1] + room), (0, max(1.05 * top, 1e-6)))
     x_ticks = [(level, f"{level:g}") for level in levels[:: -(-len(levels) // 7)]]
     y_ticks = [(value, f"{value:.3g}") for value in svg.ticks(0, frame.y_range[1])]
     parts = [frame.axes(x_ticks, y_ticks, x_label, label)]

@@ -25,36 +25,42 @@ def of_evaluations(content: Content) -> str:
 
 
 def _by_severity(found: dict[str, list[Result]], metric: str) -> str:
-    heads = ["", *(_name(severity) if not severity else f"severity {severity:g}" for severity in _SEVERITIES)]
-    rows = [
-        [label, *(_shown(rows, metric, severity) for severity in _SEVERITIES)] for label, rows in found.items()
-    ]
+    severities = _severities(found)
+    heads = ["", *(f"severity {severity:g}" if severity else CLEAN for severity in severities)]
+    rows = [[label, *(_shown(rows, metric, severity) for severity in severities)] for label, rows in found.items()]
     return markdown(heads, rows)
 
 
 def _by_metric(found: dict[str, list[Result]], metrics: Sequence[str]) -> str:
     rows = [
-        ["" if place else label, _name(severity), *(_shown(own, metric, severity) for metric in metrics)]
+        [
+            "" if place else label,
+            f"{severity:g}" if severity else CLEAN,
+            *(_shown(own, metric, severity) for metric in metrics),
+        ]
         for label, own in found.items()
-        for place, severity in enumerate(_SEVERITIES)
+        for place, severity in enumerate(_severities(found))
     ]
     return markdown(["", "severity", *(EVALUATION_METRICS[metric].label for metric in metrics)], rows)
 
 
+def _severities(found: dict[str, list[Result]]) -> list[float]:
+    there = {result.severity for rows in found.values() for result in rows}
+    return [severity for severity in _SEVERITIES if severity in there]
+
+
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table."""
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
 
 
 def _shown(rows: Sequence[Result], metric: str, severity: float) -> str:
     shift = MEAN if severity else CLEAN
-    wanted = [row for row in rows if (row.metric, row.severity, row.shift, row.group) == (metric, severity, shift, None)]
+    wanted = [
+        row for row in rows if (row.metric, row.severity, row.shift, row.group) == (metric, severity, shift, None)
+    ]
     return show(wanted[0]) if wanted else ""
-
-
-def _name(severity: float) -> str:
-    return f"{severity:g}" if severity else CLEAN
 
 
 def _number(name: str, value: Any) -> Any:

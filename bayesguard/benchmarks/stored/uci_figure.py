@@ -11,7 +11,12 @@ from bayesguard.report import svg
 from bayesguard.report.diagrams import figure
 
 _METRICS = {"rmse": "RMSE", "nll": "NLL (nats)"}
-_SOURCES = {"ensemble": "Deep ensemble (2017)", "dropout": "MC dropout", "dropout_2016": "MC dropout (2016)", "pbp": "PBP"}
+_SOURCES = {
+    "ensemble": "Deep ensemble (2017)",
+    "dropout": "MC dropout",
+    "dropout_2016": "MC dropout (2016)",
+    "pbp": "PBP",
+}
 _ROW = 19
 _OURS, _THEIRS = 0, 1
 
@@ -38,9 +43,7 @@ def dots(contents: Mapping[str, Content]) -> str:
         records = content["cells"]
         panels.append(_panel(records[0]["data"], {metric: rows(records, metric) for metric in _METRICS}))
     note = "Means over splits with one standard error, further left is better; where no bar is seen it is smaller than the mark."
-    return (
-        f'<p class="note">{note}</p>{svg.legend(["ours", "published"])}<div class="panels">{"".join(panels)}</div>'
-    )
+    return f'<p class="note">{note}</p>{svg.legend(["ours", "published"])}<div class="panels">{"".join(panels)}</div>'
 
 
 def rows(records: Sequence[Record], metric: str) -> list[Dot]:
@@ -62,10 +65,10 @@ def _panel(data: str, by_metric: Mapping[str, Sequence[Dot]]) -> str:
     count = max(len(own) for own in by_metric.values())
     bottom = 24.0 + _ROW * count
     parts = []
-    for (metric, own), (left, right) in zip(by_metric.items(), ((148.0, 244.0), (258.0, 354.0)), strict=True):
+    for (metric, own), (left, right) in zip(by_metric.items(), ((172.0, 258.0), (270.0, 356.0)), strict=True):
         parts.append(_frame(own, _METRICS[metric], left, right, bottom))
     for place, dot in enumerate(next(iter(by_metric.values()))):
-        parts.append(f'<text x="138" y="{24 + _ROW * (place + 0.5) + 4:.1f}" text-anchor="end">{dot.name}</text>')
+        parts.append(f'<text x="164" y="{24 + _ROW * (place + 0.5) + 4:.1f}" text-anchor="end">{dot.name}</text>')
     return figure(svg.drawing(bottom + 22, f"RMSE and NLL on {data}", "".join(parts)), title=data)
 
 
@@ -73,7 +76,9 @@ def _frame(own: Sequence[Dot], label: str, left: float, right: float, bottom: fl
     low, high = min(dot.mean - dot.error for dot in own), max(dot.mean + dot.error for dot in own)
     room = 0.08 * (high - low) or 0.1
     frame = svg.Frame(left, right, 24, bottom, (low - room, high + room), (0, len(own)))
-    marks = svg.ticks(low - room, high + room, 3)
+    marks = svg.ticks(*frame.x_range, 3)
+    if len(marks) < 2:
+        marks = svg.ticks(*frame.x_range, 5)
     parts = [frame.axes([(value, f"{value:.4g}") for value in marks], ())]
     parts.append(f'<text x="{(left + right) / 2:g}" y="14" text-anchor="middle">{label}</text>')
     for place, dot in enumerate(own):
