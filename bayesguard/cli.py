@@ -346,6 +346,62 @@ def tabular(
 
 
 @benchmark.command()
+def text(
+    data: Annotated[str, typer.Option(help="clinc150, or clinc150_domains: two domains left out.")] = "clinc150",
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
+    budget: Annotated[str, typer.Option(help="full, or small for a quick look.")] = "full",
+) -> None:
+    """Intents of short queries, and queries out of scope: does the classifier know which is which?"""
+    from bayesguard.benchmarks.text import METHODS, run
+
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(
+        data,
+        methods=chosen,
+        seeds=seeds,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=sys.stderr.isatty(),
+    )
+
+
+@benchmark.command()
+def noise(
+    labels: Annotated[str, typer.Option(help="cifar10h: people's doubt. cifar10n: people's mistakes.")] = "cifar10h",
+    methods: Annotated[str, typer.Option(help="Separated by commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one by default.")] = None,
+    budget: Annotated[str, typer.Option(help="full, for a GPU; small, for a CPU.")] = "full",
+) -> None:
+    """Human labels of CIFAR-10: doubt to compare with, and mistakes to learn from."""
+    from bayesguard.benchmarks.noise import METHODS, run
+
+    chosen = list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")]
+    run(
+        labels,
+        methods=chosen,
+        seeds=seeds,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=sys.stderr.isatty(),
+    )
+
+
+@benchmark.command()
 def report(
     results: Annotated[Path, typer.Option(help="Folder of the result files.")] = Path("benchmarks/results"),
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("results/benchmarks.html"),

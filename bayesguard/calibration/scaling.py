@@ -18,6 +18,7 @@ from bayesguard.predictive.bernoulli import check_answers
 from bayesguard.predictive.numerics import BUDGET
 
 _BOUND = 100.0  # of T and 1/T: nobody's logits are off by more, and beyond it a search runs away
+_FEWEST_ROWS = 2000
 _GRID = 33
 _CHI_SQUARE_95 = 3.841458820694124  # of one degree of freedom
 
@@ -155,7 +156,10 @@ def _search(likelihood: PooledLikelihood) -> tuple[float, bool]:
         )
         return 1.0, True
 
-    best = minimise(likelihood, *_basin(likelihood))
+    best = minimise(likelihood, *_basin(likelihood, _FEWEST_ROWS))
+    if likelihood.num_draws > 1 and likelihood.near(best).nll > likelihood.at_one():
+        # The sample was misleading: its basin is not that of all rows.
+        best = minimise(likelihood, *_basin(likelihood, likelihood.num_examples))
     # On the way to a bound the likelihood may become flat to the last digit, and the search stop before it is there.
     here = likelihood.near(best)
     if best * best * here.second + best * here.first < 1e-9 and likelihood(_BOUND).nll <= here.nll + 1e-14:
@@ -180,15 +184,17 @@ def _search(likelihood: PooledLikelihood) -> tuple[float, bool]:
     return best, at_bound
 
 
-def _basin(likelihood: PooledLikelihood) -> tuple[float, float]:
+def _basin(likelihood: PooledLikelihood, fewest_rows: int) -> tuple[float, float]:
     """An interval of 1/T with the smallest NLL inside.
 
     With one draw the NLL is convex in 1/T: the whole range will do. With several it may have several minima, and a grid
-    finds the deepest; evenly spaced rows are enough to tell them apart where there are very many.
+    finds the deepest; evenly spaced rows are enough to tell them apart where there are very many. A few rows are not: if
+    all are answered right, the lowest temperature looks best.
     """
     if likelihood.num_draws == 1:
         return 1 / _BOUND, _BOUND
-    sample = likelihood.sample(BUDGET // 8)
+    row = likelihood.num_draws * likelihood.num_classes
+    sample = likelihood.sample(max(BUDGET // 8, fewest_rows * row))
     grid = [_BOUND ** (2 * place / (_GRID - 1) - 1) for place in range(_GRID)]
     scores = [sample(at).nll for at in grid]
     best = min(range(_GRID), key=scores.__getitem__)

@@ -80,7 +80,14 @@ CHANGES: dict[str, tuple[Callable[[], Any], Any]] = {
     "PriorCorrection": (prior, classes),
     "Multicalibration": (c.Multicalibration, classes),
 }
-REGRESSION = {"CDFCalibration", "VarianceScaling", "ConformalInterval", "ConformalQuantile", "AdaptiveConformal"}
+REGRESSION = {
+    "CDFCalibration",
+    "ConformalDistribution",
+    "VarianceScaling",
+    "ConformalInterval",
+    "ConformalQuantile",
+    "AdaptiveConformal",
+}
 
 
 def labels_before_and_after(make: Callable[[], Any], data: Any, draws: int = 1) -> tuple[Tensor, Tensor]:

@@ -228,3 +228,18 @@ def test_bad_weights(weights: Tensor) -> None:
     logits, targets = problem()
     with pytest.raises(BadInput, match="weights"):
         TemperatureScaling().fit(CategoricalPredictive(logits), targets, weights=weights)
+
+
+@pytest.mark.parametrize("every", [28, 2])
+def test_many_draws_and_classes_whose_mistakes_few_rows_do_not_show(every: int) -> None:
+    """Of so many draws and classes a search may start from some rows only; here every 2nd or 28th has no mistake."""
+    generator, rows = torch.Generator().manual_seed(0), torch.arange(3000)
+    labels = rows % 150
+    logits = 4 * torch.nn.functional.one_hot(labels, 150) + torch.randn(32, 3000, 150, generator=generator)
+    mistaken = (rows % 5 == 3) & (rows % every != 0)
+    targets = torch.where(mistaken, (labels + 1) % 150, labels)
+    scaling = TemperatureScaling().fit(CategoricalPredictive(logits), targets)
+    grid = torch.linspace(0.8, 1.25, 10)
+    pooled = torch.stack([-(logits / at).softmax(-1).mean(0)[rows, targets].log().mean() for at in grid])
+    assert scaling.diagnostics["nll_after"] < float(pooled.min()) + 1e-5
+    assert float(scaling.temperature) != 1.0

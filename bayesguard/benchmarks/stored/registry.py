@@ -7,7 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bayesguard.benchmarks import adversarial, intervals, mnist_shift, ood, shift, tabular_tables, uci, unseen
+from bayesguard.benchmarks import (
+    adversarial,
+    intervals,
+    mnist_shift,
+    noise,
+    ood,
+    shift,
+    tabular_tables,
+    text_tables,
+    uci,
+    unseen,
+)
 from bayesguard.benchmarks.cells import Record
 from bayesguard.benchmarks.speed.measure import Spread as Range
 from bayesguard.benchmarks.speed.table import Row, as_markdown
@@ -146,6 +157,25 @@ def _mnist_tables(content: Content) -> str:
     )
 
 
+def _text_tables(content: Content) -> str:
+    cells = content["cells"]
+    head, rule, *rows = text_tables.detection_table(cells).splitlines()
+    calibrated = [row for row in rows if "+ temperature" in row]
+    titled = {
+        "In scope": text_tables.table(cells),
+        "Outside every intent, as trained": "\n".join([head, rule, *(row for row in rows if row not in calibrated)]),
+        "Outside every intent, calibrated": "\n".join([head, rule, *calibrated]),
+        "Costs": text_tables.cost_table(cells),
+    }
+    return "\n\n".join([*(f"{title}:\n\n{table}" for title, table in titled.items()), content["meta"]["note"]])
+
+
+def _noise_tables(content: Content) -> str:
+    human = content["meta"]["labels"] == "cifar10h"
+    rows = (noise.human_table if human else noise.noise_table)(content["cells"])
+    return f"{rows}\n\nBudget: {content['meta']['budget']} ({content['meta']['protocol']})."
+
+
 def _adversarial_tables(content: Content) -> str:
     by_radius, onsets = adversarial.table(content["cells"]).split("\n\n")
     return f"By radius:\n\n{by_radius}\n\nWhere entropy rises and accuracy falls, by seed:\n\n{onsets}"
@@ -203,6 +233,20 @@ REGISTRY: dict[str, Benchmark] = {
         lambda content: tabular_tables.report(content["cells"]),
         _tabular,
         "the data set named",
+    ),
+    "text": Benchmark(
+        "Queries out of scope",
+        "A network sorts short queries into intents; does it know which belong to none?",
+        _text_tables,
+        lambda content: command("text", data=content["meta"]["data"], **_of_cells(content["cells"])),
+        "CLINC150, Banking77",
+    ),
+    "noise": Benchmark(
+        "Labels by people",
+        "Is the doubt of a network that of people, and what do people's mistakes do to calibration?",
+        _noise_tables,
+        lambda content: command("noise", labels=content["meta"]["labels"], **_of_cells(content["cells"])),
+        "CIFAR-10 with CIFAR-10H or CIFAR-10N",
     ),
     "adversarial": Benchmark(
         "Adversarial radii",
