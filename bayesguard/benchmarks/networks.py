@@ -33,13 +33,16 @@ class SmallCNN(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """The CIFAR ResNet of 20 layers (He et al. 2016, CVPR, section 4.2), with dropout before the last layer."""
+    """The CIFAR ResNet of 20 layers (He et al. 2016, CVPR, section 4.2), with dropout before the last layer.
 
-    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.1) -> None:
+    `block_rate` is that of dropout between the convolutions of each block.
+    """
+
+    def __init__(self, channels: int, num_classes: int, side: int, rate: float = 0.1, block_rate: float = 0.0) -> None:
         super().__init__()
         widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
         blocks = [
-            Block(before if index == 0 else width, width, stride if index == 0 else 1)
+            Block(before if index == 0 else width, width, stride if index == 0 else 1, block_rate)
             for before, width, stride in widths
             for index in range(3)
         ]
@@ -53,14 +56,15 @@ class ResNet20(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut (1 x 1 where the shape changes)."""
+    """Two 3 x 3 convolutions, with dropout of a rate between them, beside a shortcut (1 x 1 where the shape changes)."""
 
-    def __init__(self, before: int, width: int, stride: int) -> None:
+    def __init__(self, before: int, width: int, stride: int, rate: float = 0.0) -> None:
         super().__init__()
         self.branch = nn.Sequential(
             nn.Conv2d(before, width, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
+            *([nn.Dropout(rate)] if rate else []),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
         )

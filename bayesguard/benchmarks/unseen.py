@@ -79,17 +79,17 @@ def run(
     train(images, settings, epochs, chosen, ensemble)
     say(f"trained {_MEMBERS} members in {time.perf_counter() - start:.1f} s")
     shifts: list[AnyShift] = list(suite("images", seed))
-    held, held_labels = _answers(ensemble, images.calibration, shifts, seed)
-    tested, labels = _answers(ensemble, images.test, shifts, seed + 1)
+    held, held_labels = answers(ensemble, images.calibration, shifts, seed)
+    tested, labels = answers(ensemble, images.test, shifts, seed + 1)
     names = ["", *(shift.name for shift in shifts)]
     found: dict[str, dict[str, list[float]]] = {row: {"unseen": [], "clean": [], "brier": []} for row in ROWS}
     for family, members in FAMILIES.items():
         seen = [k for k, name in enumerate(names) if name not in members]
-        calibrators = _fitted([held[k] for k in seen], held_labels, seed)
+        calibrators = fitted([held[k] for k in seen], held_labels, seed)
         for k, name in enumerate(names):
             if name and name not in members:
                 continue
-            for row, answer in _rows(calibrators, tested[k], labels).items():
+            for row, answer in rows(calibrators, tested[k], labels).items():
                 error = float(expected_calibration_error(answer.probs, labels))
                 found[row]["unseen" if name else "clean"].append(error)
                 if name:
@@ -107,10 +107,10 @@ def run(
     return summary
 
 
-def _answers(
+def answers(
     predictor: Predictor, part: tuple[Tensor, Tensor], shifts: Sequence[AnyShift], seed: int
 ) -> tuple[list[Predictive], Tensor]:
-    """Reduced predictives of undisturbed data and of each shift, and the labels."""
+    """Return reduced predictives of undisturbed data and of each shift, and the labels."""
     clean, labels = predictor.predict_with_targets(part)
     return [
         clean,
@@ -118,14 +118,16 @@ def _answers(
     ], labels
 
 
-def _fitted(held: Sequence[Predictive], labels: Tensor, seed: int) -> tuple[ShiftAwareScaling, ShiftAwareScaling]:
+def fitted(held: Sequence[Predictive], labels: Tensor, seed: int) -> tuple[ShiftAwareScaling, ShiftAwareScaling]:
+    """Return calibrators of both modes, fitted to the answers to undisturbed data and to each shift of them."""
     point, batch = ShiftAwareScaling("point", seed=seed), ShiftAwareScaling("set", seed=seed)
     return point.fit_shifted(held, labels), batch.fit_shifted(held, labels)
 
 
-def _rows(
+def rows(
     calibrators: tuple[ShiftAwareScaling, ShiftAwareScaling], pred: Predictive, labels: Tensor
 ) -> dict[str, Predictive]:
+    """Return what each row of the table answers to one set of data."""
     point, batch = calibrators
     once = partial(_at, pred)
     best = TemperatureScaling().fit(Predictive.from_logits(pred.logits), labels).temperature

@@ -1,14 +1,16 @@
 """Which benchmark a result file is of, what it asks, its tables, its figures, and the command that makes it again.
 
-A new benchmark adds an entry to `REGISTRY`. Its key is how the names of its files begin; the longest that fits counts.
+A new benchmark adds an entry to `REGISTRY`. Its key is the word that the names of its files begin with, unless it says `files`.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from bayesguard.benchmarks import (
     adversarial,
+    cifar10_c_tables,
     intervals,
     mnist_shift,
     noise,
@@ -40,6 +42,7 @@ class Benchmark(NamedTuple):
         needs: What has to be there to run it, beside the package.
         figures: From the files that could be read, by name without ending, to markup.
         summary: From the folder to Markdown about all of its files together.
+        files: Pattern of the names of its files, without ending, where they do not begin with the key, or another's do, too.
     """
 
     title: str
@@ -49,6 +52,7 @@ class Benchmark(NamedTuple):
     needs: str
     figures: Figures | None = None
     summary: Callable[[Path], str] | None = None
+    files: str | None = None
 
 
 def benchmark_of(stem: str) -> str:
@@ -57,10 +61,13 @@ def benchmark_of(stem: str) -> str:
     Raises:
         BadInput: No benchmark of that name.
     """
-    fitting = [key for key in REGISTRY if stem == key or stem.startswith(f"{key}-")]
-    if not fitting:
+    for key, benchmark in REGISTRY.items():
+        if benchmark.files is not None and re.fullmatch(benchmark.files, stem):
+            return key
+    key = stem.partition("-")[0]
+    if key not in REGISTRY or REGISTRY[key].files is not None:
         raise BadInput(f"{stem}.json is of no known benchmark; known are {', '.join(REGISTRY)}")
-    return max(fitting, key=len)
+    return key
 
 
 def command(name: str, **options: object) -> str:
@@ -93,8 +100,7 @@ def _of_cells(records: Sequence[Record], *names: str) -> dict[str, object]:
 
 def _uci(content: Content) -> str:
     options = _of_cells(content["cells"])
-    del options["seeds"]
-    return command("uci", data=content["meta"]["data"], **options)
+    return command("uci", data=content["meta"]["data"], splits=options.pop("seeds"), **options)
 
 
 def _tabular(content: Content) -> str:
@@ -127,9 +133,22 @@ def _foreign(content: Content) -> list[str]:
 def _shift(content: Content) -> str:
     meta = content["meta"]
     some = list(meta.get("methods", ()))
-    methods = "" if some == list(shift.METHODS) else " ".join(f"--method {name}" for name in some)
-    text = command("shift", data=meta["data"], device=meta["device"], seed=meta["seed"], epochs=meta.get("epochs"))
-    return f"{text} {methods}".strip() + (f" --limit {meta['limit']}" if meta.get("limit") else "")
+    return command(
+        "shift",
+        data=meta["data"],
+        methods=None if some in ([], list(shift.METHODS)) else some,
+        device=meta["device"],
+        seed=meta["seed"],
+        epochs=meta.get("epochs"),
+        limit=meta.get("limit"),
+    )
+
+
+def _cifar10_c(content: Content) -> str:
+    cells = content["cells"]
+    small = cells[0]["settings"]["budget"] == "small"
+    options = _of_cells(cells, "suite", *(() if small else ("network", "epochs")))
+    return command("shift", data="cifar10", seed=min(cell["seed"] for cell in cells) or None, **options)
 
 
 def _speed(content: Content) -> str:
@@ -196,13 +215,23 @@ REGISTRY: dict[str, Benchmark] = {
         "digits: nothing; other data: their images",
         shift_figures.of_evaluations,
     ),
-    "shift-mnist": Benchmark(
+    "cifar10-c": Benchmark(
+        "CIFAR-10-C",
+        "Every method on CIFAR-10 under corruptions, beside the published numbers.",
+        lambda content: cifar10_c_tables.table(content["cells"]),
+        _cifar10_c,
+        "CIFAR-10, CUDA",
+        shift_figures.of_evaluations,
+        files=r"shift-cifar10-c.*",
+    ),
+    "mnist-shift": Benchmark(
         "Rotated and translated MNIST",
         "The same for digits that are turned or moved (Ovadia et al. 2019, NeurIPS, section 4.1).",
         _mnist_tables,
         _mnist_shift,
         "MNIST",
         shift_figures.of_levels,
+        files=r"shift-\w+-(rotation|translation)",
     ),
     "unseen": Benchmark(
         "Kinds of shift that calibration never saw",

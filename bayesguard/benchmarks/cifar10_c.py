@@ -1,0 +1,300 @@
+"""CIFAR-10-C, regenerated: every method on the shifted sets of a published list, summed up as that publication does.
+
+"cifar10-c-ovadia": quartiles over 16 corruptions at five severities, as Ovadia et al. (2019, NeurIPS) print them.
+"cifar10-c": means over 15 corruptions at five severities, as google/uncertainty-baselines prints them. The two are different
+lists, and their numbers are never set beside one another.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import bayesguard as bg
+from bayesguard.benchmarks import recipes
+from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
+from bayesguard.benchmarks.cifar10_c_tables import table
+from bayesguard.benchmarks.datasets import ImageSet, load
+from bayesguard.benchmarks.recipes import METHODS, Plan
+from bayesguard.benchmarks.residual import NETWORKS, num_parameters
+from bayesguard.benchmarks.unseen import FAMILIES, ROWS, answers, fitted, rows
+from bayesguard.calibration import TemperatureScaling
+from bayesguard.errors import BadInput
+from bayesguard.metrics.functional import accuracy, brier_score, expected_calibration_error, negative_log_likelihood
+from bayesguard.predictive import Predictive
+from bayesguard.predictor import Predictor
+from bayesguard.shift import suite as suite_of
+from bayesguard.shifting import AnyShift
+
+SUITES = ("cifar10-c-ovadia", "cifar10-c")
+# Members as in the table that is set beside: 10 by Ovadia et al., 4 by uncertainty-baselines.
+MEMBERS = {"cifar10-c-ovadia": 10, "cifar10-c": 4}
+DRAWS = {"cifar10-c-ovadia": 128, "cifar10-c": 30}
+_SMALL = {"network": "small_cnn", "epochs": 2, "members": 2, "draws": 2, "train": 2000, "test": 500, "timings": 1}
+_SMALL_SEVERITIES = (1, 5)
+_SMALL_KINDS = ("gaussian_noise", "fog", "contrast")  # Of three families.
+_TIMINGS = 3
+
+
+def run(
+    *,
+    suite: str = "cifar10-c-ovadia",
+    methods: Sequence[str] = tuple(METHODS),
+    network: str = "resnet20",
+    seed: int = 0,
+    seeds: int = 1,
+    epochs: int | None = None,
+    device: str = "auto",
+    out: str | Path = "results",
+    data_dir: str | Path | None = None,
+    jobs: int | None = None,
+    budget: str = "full",
+    progress: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Record]:
+    """Train and measure every method, print the tables, and write `shift-<suite>.json` under `out`.
+
+    Args:
+        suite: "cifar10-c-ovadia" (quartiles over 80 sets) or "cifar10-c" (means over 75 sets).
+        methods: Names of `recipes.METHODS`.
+        network: Name in `residual.NETWORKS`.
+        seed: The first seed: of networks, training, draws and shifts.
+        seeds: How many, from `seed` on.
+        epochs: Of training; None for the recipe's.
+        device: "auto", "cpu" or "cuda".
+        out: Folder for the results. Cells that were measured are kept below it, and not measured again.
+        data_dir: Folder of the data; None for `BAYESGUARD_DATA`, or the download.
+        jobs: Processes; see `bayesguard.benchmarks.cells.measure_all`.
+        budget: "full", or "small" for a quick look: the small convolutional network, two epochs on 2,000 images, 500 images
+            to calibrate and 500 to test on, two members and draws, three kinds at two severities, Adam.
+        progress: Show a progress bar.
+        say: Where the tables go.
+
+    Returns:
+        A record for each method and seed, with every number of every shifted set.
+
+    Raises:
+        BadInput: An unknown suite, method, network, budget or device.
+    """
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise BadInput(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+    for name, given, allowed in (
+        ("suite", suite, SUITES),
+        ("network", network, NETWORKS),
+        ("budget", budget, ("full", "small")),
+    ):
+        if given not in allowed:
+            raise BadInput(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
+    if seeds < 1 or (epochs is not None and epochs < 1):
+        raise BadInput(f"seeds and epochs must be 1 or more, got {seeds} and {epochs}")
+    settings = _settings(suite, network, epochs, budget)
+    name = f"shift-{suite}" + ("-small" if budget == "small" else "" if network == "resnet20" else f"-{network}")
+    records = measure_all(
+        partial(measure, settings=settings, data_dir=data_dir),
+        [Cell("cifar10", method, seed + k) for method in methods for k in range(seeds)],
+        settings=settings,
+        folder=Path(out) / f"{name}-cells",
+        device=device,
+        jobs=jobs,
+        progress=progress,
+    )
+    say(f"\n{table(records)}\n")
+    path = Path(out) / f"{name}.json"
+    collect(records, path, benchmark="shift", data="cifar10", **settings)
+    say(f"wrote {path}")
+    return records
+
+
+def measure(
+    cell: Cell, device: torch.device, *, settings: dict[str, Any], data_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """Train a method and return its numbers on undisturbed and shifted test data, and its costs."""
+    images = _images(settings["train"], settings["test"], data_dir)
+    plan = Plan(
+        settings["network"],
+        images,
+        device,
+        cell.seed,
+        settings["epochs"],
+        settings["members"],
+        settings["draws"],
+    )
+    method = METHODS[cell.method]
+    start = time.perf_counter()
+    predictor = method.build(plan)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    shifts = [
+        shift
+        for shift in suite_of(settings["suite"], cell.seed)
+        if shift.severity in settings["severities"] and (settings["kinds"] is None or shift.name in settings["kinds"])
+    ]
+    clean, targets = predictor.predict_with_targets(images.calibration)
+    tested, labels = answers(predictor, images.test, shifts, cell.seed + 1)
+    temperature = TemperatureScaling().fit(Predictive.from_logits(clean.logits), targets).temperature
+    found = {
+        "as trained": [_scores(pred, labels) for pred in tested],
+        "temperature": [_scores(Predictive.from_logits(pred.logits / temperature), labels) for pred in tested],
+    }
+    if method.shift_aware:
+        held, _ = answers(predictor, images.calibration, shifts, cell.seed)
+        found |= left_out(held, targets, tested, labels, [shift.name for shift in shifts], cell.seed)
+    return {
+        "rows": {row: _by_set(shifts, scores) for row, scores in found.items()},
+        "temperature": float(temperature),
+        "parameters": num_parameters(predictor),
+        "train_seconds": round(seconds, 2),
+        "relative_prediction_time": _relative_time(predictor, plan, settings["timings"]),
+    }
+
+
+def left_out(
+    held: Sequence[Predictive],
+    targets: Tensor,
+    tested: Sequence[Predictive],
+    labels: Tensor,
+    kinds: Sequence[str],
+    seed: int,
+) -> dict[str, list[dict[str, float]]]:
+    """Return scores of what is calibrated on shifts of all families but one, on undisturbed data and on that one.
+
+    Args:
+        held: Answers to held-out data: undisturbed, then under each shift.
+        targets: Their labels.
+        tested: Answers to test data in the same order.
+        labels: Their labels.
+        kinds: The kind of each shift.
+        seed: Of the calibrators.
+
+    Returns:
+        For each row of `unseen.ROWS` that follows the shift: the scores of each set, those of undisturbed data as means over
+        the families left out.
+    """
+    names = ["", *kinds]
+    found: dict[str, list[list[dict[str, float]]]] = {row: [[] for _ in names] for row in ROWS[2:]}
+    for family in FAMILIES.values():
+        if not set(family) & set(kinds):
+            continue
+        calibrators = fitted(
+            [pred for pred, name in zip(held, names, strict=True) if name not in family], targets, seed
+        )
+        for place, name in enumerate(names):
+            if name and name not in family:
+                continue
+            for row, answer in rows(calibrators, tested[place], labels).items():
+                if row in found:
+                    found[row][place].append(_scores(answer, labels))
+    return {row: [_mean(each) for each in sets] for row, sets in found.items()}
+
+
+def _settings(suite: str, network: str, epochs: int | None, budget: str) -> dict[str, Any]:
+    """Return what decides the numbers, as JSON."""
+    own: dict[str, Any] = {
+        "network": network,
+        "epochs": recipes.EPOCHS,
+        "members": MEMBERS[suite],
+        "draws": DRAWS[suite],
+        "train": None,
+        "test": None,
+        "timings": _TIMINGS,
+    }
+    if budget == "small":
+        own |= _SMALL
+    return {
+        "suite": suite,
+        "budget": budget,
+        **own,
+        "epochs": epochs or own["epochs"],
+        "severities": list(_SMALL_SEVERITIES if budget == "small" else range(1, 6)),
+        "kinds": list(_SMALL_KINDS) if budget == "small" else None,
+        "batch_size": recipes.BATCH_SIZE,
+        "learning_rate": recipes.LEARNING_RATE,
+        "weight_decay": recipes.WEIGHT_DECAY,
+        "adam_learning_rate": recipes.ADAM_LEARNING_RATE,
+    }
+
+
+@lru_cache(maxsize=1)
+def _images(train: int | None, test: int | None, data_dir: str | Path | None) -> ImageSet:
+    """CIFAR-10, kept for the next cell of this process; the first so many rows of each part."""
+    images = load("cifar10", data_dir=data_dir)
+
+    def first(part: tuple[Tensor, Tensor], count: int | None) -> tuple[Tensor, Tensor]:
+        return part[0][:count].contiguous(), part[1][:count].contiguous()
+
+    return images._replace(
+        train=first(images.train, train),
+        calibration=first(images.calibration, test),
+        test=first(images.test, test),
+    )
+
+
+def _scores(pred: Predictive, labels: Tensor) -> dict[str, float]:
+    probs = pred.probs
+    return {
+        "accuracy": float(accuracy(probs, labels)),
+        "nll": float(negative_log_likelihood(pred, labels)),
+        "brier": float(brier_score(probs, labels)),
+        "ece": float(expected_calibration_error(probs, labels)),
+    }
+
+
+def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
+
+
+def _by_set(shifts: Sequence[AnyShift], scores: Sequence[dict[str, float]]) -> dict[str, Any]:
+    clean, *shifted = scores
+    return {
+        "clean": clean,
+        "sets": [
+            {"shift": shift.name, "severity": shift.severity, **own} for shift, own in zip(shifts, shifted, strict=True)
+        ],
+    }
+
+
+def _relative_time(predictor: Predictor, plan: Plan, repeats: int) -> float:
+    """The time that the test images take, relative to that of one network of the kind."""
+    single = bg.Deterministic(plan.make(plan.seed)).to(plan.device)
+    images = plan.images.test[0]
+    return round(_fastest(predictor, images, repeats) / _fastest(single, images, repeats), 2)
+
+
+def _fastest(predictor: Predictor, images: Tensor, repeats: int) -> float:
+    predictor.predict(images)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        # Answers are gathered on the CPU: nothing is still under way afterwards.
+        predictor.predict(images)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def run_shift(data: str, *, methods: Sequence[str] | None, limit: int | None, budget: str, **options: Any) -> None:
+    """Run the command `bayesguard benchmark shift`: this module's `run` for CIFAR-10, that of `shift` for other data.
+
+    Raises:
+        BadInput: An option that the data set's benchmark does not have.
+    """
+    from bayesguard.benchmarks import shift
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if data == "cifar10":
+        if limit is not None:
+            raise BadInput("--limit is not for cifar10; use --budget small for a quick look")
+        run(methods=methods or tuple(METHODS), budget=budget, progress=True, **given)
+        return
+    if only := [name for name in ("suite", "network", "seeds", "jobs") if name in given]:
+        raise BadInput(f"--{only[0]} is for --data cifar10, got --data {data}; leave it out")
+    if budget not in ("full", "small"):
+        raise BadInput(f"budget must be full or small, got {budget!r}")
+    if budget == "small":
+        given["epochs"], limit = given.get("epochs", 2), limit or 500
+    shift.run(data, methods=methods or list(shift.METHODS), limit=limit, **given)

@@ -1,0 +1,379 @@
+"""The commands `bayesguard benchmark ...`: what each may be told. The work is done by the modules of the same names."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bayesguard.errors import BadInput
+
+benchmark = typer.Typer(help="Benchmarks that anyone can run.", no_args_is_help=True)
+
+Methods = Annotated[str, typer.Option(help="Methods, separated by commas, or all.")]
+Seeds = Annotated[int, typer.Option(help="Repetitions, each with its own networks.")]
+Seed = Annotated[int, typer.Option(help="Of the split, the networks, the shifts and the intervals.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")]
+Jobs = Annotated[int | None, typer.Option(help="Processes; one by default.")]
+Budget = Annotated[str, typer.Option(help="full, or small for a short look.")]
+Epochs = Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")]
+Limit = Annotated[int | None, typer.Option(help="Rows at most of training and test data.")]
+Images = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")]
+Network = Annotated[
+    str | None, typer.Option(help="lenet, mlp, lenet5, wide_lenet5 or resnet20; that of the paper by default.")
+]
+Members = Annotated[int | None, typer.Option(help="Networks of the ensemble; 10 by default.")]
+Samples = Annotated[int | None, typer.Option(help="Draws in one prediction; 300 by default.")]
+RESULTS = Path("results")
+RESULT_FILES = Path("benchmarks/results")
+
+
+@benchmark.command()
+def shift(
+    data: Images = "digits",
+    method: Annotated[list[str] | None, typer.Option(help="A method; may be repeated. All by default.")] = None,
+    methods: Methods = "all",
+    device: Device = "auto",
+    out: Out = RESULTS,
+    seed: Seed = 0,
+    epochs: Epochs = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
+    budget: Budget = "full",
+    suite: Annotated[str | None, typer.Option(help="cifar10 only: cifar10-c-ovadia (default) or cifar10-c.")] = None,
+    network: Annotated[str | None, typer.Option(help="cifar10 only: resnet20 (default), resnet18, ...")] = None,
+    seeds: Annotated[int | None, typer.Option(help="cifar10 only: how many, from --seed on. One by default.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="cifar10 only: processes.")] = None,
+    shift: Annotated[str | None, typer.Option(help="rotation or translation: as the command mnist-shift.")] = None,
+) -> None:
+    """Calibration on shifted data, before and after temperature scaling."""
+    named = [*(method or []), *([] if methods == "all" else _names(methods))]
+    common: dict[str, Any] = {"device": device, "out": out, "epochs": epochs, "limit": limit, "data_dir": data_dir}
+    if shift is not None:
+        from bayesguard.benchmarks import image_recipes, mnist_shift
+
+        if only := [name for name, value in (("suite", suite), ("network", network)) if value is not None]:
+            raise BadInput(f"--{only[0]} is not for --shift {shift}; use the command mnist-shift, or leave it out")
+        chosen = named or image_recipes.METHODS
+        mnist_shift.run(
+            data, shift, methods=chosen, seeds=seeds or 1, jobs=jobs, budget=budget, progress=True, **common
+        )
+        return
+    from bayesguard.benchmarks.cifar10_c import run_shift
+
+    run_shift(
+        data,
+        methods=named or None,
+        budget=budget,
+        seed=seed,
+        suite=suite,
+        network=network,
+        seeds=seeds,
+        jobs=jobs,
+        **common,
+    )
+
+
+@benchmark.command()
+def unseen(
+    data: Images = "digits",
+    device: Device = "auto",
+    out: Out = RESULTS,
+    seed: Seed = 0,
+    epochs: Epochs = None,
+    limit: Limit = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Calibration on kinds of shift that calibration never saw."""
+    from bayesguard.benchmarks.unseen import run
+
+    run(data, device=device, out=out, seed=seed, epochs=epochs, limit=limit, data_dir=data_dir)
+
+
+@benchmark.command()
+def adversarial(
+    data: Images = "digits",
+    methods: Methods = "all",
+    seeds: Seeds = 3,
+    attack: Annotated[str, typer.Option(help="pgd or fgsm.")] = "pgd",
+    device: Device = "auto",
+    out: Out = RESULTS,
+    jobs: Jobs = None,
+    budget: Budget = "full",
+) -> None:
+    """Adversarial perturbations of rising radius: does uncertainty rise before accuracy falls?"""
+    from bayesguard.benchmarks.adversarial import METHODS, run
+
+    chosen = _chosen(methods, METHODS)
+    run(data, methods=chosen, seeds=seeds, attack=attack, device=device, out=out, jobs=jobs, budget=budget)
+
+
+@benchmark.command("mnist-shift")
+def mnist_shift(
+    data: Annotated[str, typer.Option(help="mnist or fashion_mnist.")] = "mnist",
+    shift: Annotated[str, typer.Option(help="rotation or translation.")] = "rotation",
+    network: Network = None,
+    methods: Methods = "all",
+    seeds: Seeds = 1,
+    members: Members = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs; 20 by default.")] = None,
+    samples: Samples = None,
+    device: Device = "auto",
+    out: Out = RESULTS,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    budget: Budget = "full",
+) -> None:
+    """Rotated and translated MNIST by the published protocol."""
+    from bayesguard.benchmarks.image_recipes import METHODS
+    from bayesguard.benchmarks.mnist_shift import run
+
+    run(
+        data,
+        shift,
+        methods=_chosen(methods, METHODS),
+        network=network,
+        seeds=seeds,
+        members=members,
+        epochs=epochs,
+        samples=samples,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=True,
+    )
+
+
+@benchmark.command()
+def ood(
+    more: Annotated[
+        list[str] | None, typer.Argument(help="More sets, after that of --ood.", metavar="[SET]...")
+    ] = None,
+    train: Annotated[str, typer.Option(help="mnist, fashion_mnist or cifar10.")] = "mnist",
+    ood: Annotated[
+        str | None, typer.Option(help="Sets to tell from it, separated by commas or spaces; all by default.")
+    ] = None,
+    network: Network = None,
+    methods: Methods = "all",
+    seeds: Seeds = 1,
+    members: Members = None,
+    epochs: Annotated[int | None, typer.Option(help="Training epochs; 20 by default.")] = None,
+    samples: Samples = None,
+    device: Device = "auto",
+    out: Out = RESULTS,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    budget: Budget = "full",
+) -> None:
+    """Telling images of another kind from test data by uncertainty."""
+    from bayesguard.benchmarks.image_recipes import METHODS
+    from bayesguard.benchmarks.ood import run
+
+    if more and ood is None:
+        raise BadInput(f"got {', '.join(more)} without --ood; write --ood {' '.join(more)}")
+    run(
+        train,
+        None if ood is None else [*_names(ood), *(more or [])],
+        methods=_chosen(methods, METHODS),
+        network=network,
+        seeds=seeds,
+        members=members,
+        epochs=epochs,
+        samples=samples,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=True,
+    )
+
+
+@benchmark.command()
+def uci(
+    data: Annotated[str, typer.Option(help="boston, concrete, energy, kin8nm, ..., or all.")] = "concrete",
+    methods: Methods = "all",
+    splits: Annotated[
+        int | None, typer.Option(help="The first so many of the published splits; all by default.")
+    ] = None,
+    device: Device = "cpu",
+    out: Out = RESULTS,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    budget: Budget = "full",
+) -> None:
+    """UCI regression on the standard splits, beside the published numbers."""
+    from bayesguard.benchmarks.published import UCI_SETS
+    from bayesguard.benchmarks.uci import METHODS, run
+
+    for name in UCI_SETS if data == "all" else [data]:
+        run(
+            name,
+            methods=_chosen(methods, METHODS),
+            splits=splits,
+            device=device,
+            out=out,
+            data_dir=data_dir,
+            jobs=jobs,
+            budget=budget,
+            progress=_watched(),
+        )
+
+
+@benchmark.command()
+def tabular(
+    data: Annotated[str, typer.Option(help="adult, adult_few_women, electricity, weather or bike_sharing.")] = "adult",
+    methods: Methods = "all",
+    seeds: Seeds = 5,
+    device: Device = "auto",
+    out: Out = RESULTS,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    budget: Budget = "full",
+) -> None:
+    """Real tables under natural shift: people by group, and streams that drift."""
+    from bayesguard.benchmarks.tabular import METHODS, run
+
+    chosen = _chosen(methods, METHODS)
+    _run_cells(run, data, chosen, seeds, device, out, data_dir, jobs, budget)
+
+
+@benchmark.command()
+def text(
+    data: Annotated[str, typer.Option(help="clinc150, or clinc150_domains: two domains left out.")] = "clinc150",
+    methods: Methods = "all",
+    seeds: Seeds = 3,
+    device: Device = "auto",
+    out: Out = RESULTS,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    budget: Budget = "full",
+) -> None:
+    """Intents of short queries, and queries out of scope: does the classifier know which is which?"""
+    from bayesguard.benchmarks.text import METHODS, run
+
+    chosen = _chosen(methods, METHODS)
+    _run_cells(run, data, chosen, seeds, device, out, data_dir, jobs, budget)
+
+
+@benchmark.command()
+def noise(
+    labels: Annotated[str, typer.Option(help="cifar10h: people's doubt. cifar10n: people's mistakes.")] = "cifar10h",
+    methods: Methods = "all",
+    seeds: Seeds = 3,
+    device: Device = "auto",
+    out: Out = RESULTS,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    budget: Annotated[str, typer.Option(help="full, for a GPU; small, for a CPU.")] = "full",
+) -> None:
+    """Human labels of CIFAR-10: doubt to compare with, and mistakes to learn from."""
+    from bayesguard.benchmarks.noise import METHODS, run
+
+    chosen = _chosen(methods, METHODS)
+    _run_cells(run, labels, chosen, seeds, device, out, data_dir, jobs, budget)
+
+
+@benchmark.command()
+def intervals(
+    runs: Annotated[int, typer.Option(help="Data sets of each setting.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the data and of the resamples.")] = 0,
+    out: Out = RESULTS,
+) -> None:
+    """How often the intervals of `evaluate` cover, by simulation."""
+    from bayesguard.benchmarks.intervals import run
+
+    run(runs=runs, seed=seed, out=out)
+
+
+@benchmark.command()
+def speed(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    cases: Annotated[str, typer.Option(help="Cases, separated by commas. All by default.")] = "",
+    samples: Annotated[str, typer.Option(help="Numbers of draws, separated by commas.")] = "10,50,100",
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes: shows that it runs, not how fast.")] = False,
+    peers: Annotated[bool, typer.Option(help="Time other libraries as well, where they are installed.")] = True,
+    out: Out = RESULTS,
+) -> None:
+    """Speed and memory, beside the plain loop, other libraries, and what the arithmetic allows."""
+    from bayesguard.benchmarks.speed.runner import CASES, run
+
+    numbers = [_number_of_draws(text) for text in samples.split(",")]
+    chosen = _names(cases) if cases else list(CASES)
+    run(
+        device,
+        cases=chosen,
+        samples=numbers,
+        repeats=repeats,
+        threads=threads,
+        quick=quick,
+        peers=peers,
+        out=out,
+    )
+
+
+@benchmark.command()
+def report(
+    results: Annotated[Path, typer.Option(help="Folder of the result files.")] = RESULT_FILES,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS / "benchmarks.html",
+    write: Annotated[
+        bool, typer.Option("--write", help="Also write the tables of README.md and docs in this folder anew.")
+    ] = False,
+) -> None:
+    """Every stored result as one page, and the tables of README and docs."""
+    from bayesguard.benchmarks.report import run
+    from bayesguard.benchmarks.report import write as write_tables
+
+    run(results, out=out)
+    if write:
+        write_tables(".")
+
+
+def _run_cells(
+    run: Any,
+    data: str,
+    methods: Sequence[str],
+    seeds: int,
+    device: str,
+    out: Path,
+    data_dir: Path | None,
+    jobs: int | None,
+    budget: str,
+) -> None:
+    run(
+        data,
+        methods=methods,
+        seeds=seeds,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=_watched(),
+    )
+
+
+def _chosen(methods: str, known: Sequence[str] | dict[str, Any]) -> list[str]:
+    return list(known) if methods == "all" else _names(methods)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _watched() -> bool:
+    return sys.stderr.isatty()
+
+
+def _number_of_draws(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise BadInput(f"--samples has {text!r}; write whole numbers separated by commas, as 10,50,100") from None
