@@ -219,3 +219,32 @@ def test_a_result_file_round_trips(tmp_path: Path) -> None:
     text, problems = page(tmp_path)
     assert problems == []
     assert "--data digits --device cpu --seed 0 --out results" in text
+
+
+def test_a_file_of_cifar10_c(tmp_path: Path) -> None:
+    names = ("accuracy", "nll", "brier", "ece")
+    sets = [{"shift": kind, "severity": s, **dict.fromkeys(names, 0.1 * s)} for kind in ("fog", "snow") for s in (1, 5)]
+    values = {"rows": {"as trained": {"clean": dict.fromkeys(names, 0.1), "sets": sets}}, "temperature": 1.0}
+    costs = {"parameters": 9, "train_seconds": 2.0, "relative_prediction_time": 1.0}
+    settings = {"suite": "cifar10-c-ovadia", "network": "resnet20", "epochs": 80, "budget": "full", "draws": 1}
+    settings |= {"batch_size": 256, "members": 1}
+    cells = [_cell("deterministic", seed, values | costs, "cifar10") | {"settings": settings} for seed in (0, 1)]
+    collect(cells, tmp_path / "shift-cifar10-c-ovadia.json", **settings)
+    text, problems = page(tmp_path)
+    assert problems == []
+    assert "0.057 / 0.127 / 0.288" in text
+    assert "deterministic, as trained\nseverity 5: median 0.500" in text
+    assert (
+        "python -m benchmarks.shift --data cifar10 --methods deterministic --seeds 2 --suite cifar10-c-ovadia "
+        "--network resnet20 --epochs 80 --out results"
+    ) in text
+
+
+def test_a_file_of_noisy_labels(tmp_path: Path) -> None:
+    scores = {"accuracy": 0.5, "nll": 1.0, "ece": 0.125}
+    cells = [_cell("deterministic", 0, {"as trained": scores}, "cifar10n_worst")]
+    collect(cells, tmp_path / "noise-cifar10n.json", labels="cifar10n", budget="full", protocol="one epoch")
+    text, problems = page(tmp_path)
+    assert problems == []
+    assert "<td>0.125</td>" in text
+    assert "--labels cifar10n --methods deterministic --seeds 1 --out results" in text
