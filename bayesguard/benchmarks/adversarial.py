@@ -18,7 +18,7 @@ from torch.nn.functional import nll_loss
 
 import bayesguard as bg
 from bayesguard.adversarial import fgsm, pgd
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all, spread
+from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all, spread
 from bayesguard.benchmarks.datasets import ImageSet, Part, load
 from bayesguard.benchmarks.shift import METHODS as TRAINED
 from bayesguard.benchmarks.shift import SETTINGS, factory, train
@@ -191,21 +191,15 @@ def run(
     Raises:
         BadInput: An unknown data set, method, attack, budget or device; radii that do not rise from 0.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise BadInput(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+    check_run(methods, METHODS, budget, seeds)
     if data not in SETTINGS:
         raise BadInput(f"data must be one of {', '.join(SETTINGS)}, got {data!r}")
     if attack not in ATTACKS:
         raise BadInput(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}")
     if list(radii[:1]) != [0] or any(b <= a for a, b in itertools.pairwise(radii)):
         raise BadInput(f"radii must rise from 0, got {list(radii)}")
-    if budget not in ("full", "small"):
-        raise BadInput(f"budget must be full or small, got {budget!r}")
     if budget == "small":
         seeds, epochs, limit = 1, epochs or 2, limit or 200
-    if seeds < 1:
-        raise BadInput(f"seeds must be 1 or more, got {seeds}")
     options: dict[str, Any] = {"attack": attack, "radii": list(radii), "epochs": epochs, "limit": limit}
     cells = [Cell(data, method, seed) for method in methods for seed in range(seeds)]
     settings = {**options, "steps": STEPS, "draws_attacked": _DRAWS}

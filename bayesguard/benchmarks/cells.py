@@ -8,7 +8,7 @@ import math
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,6 +97,18 @@ def collect(records: Sequence[Record], path: str | Path, **meta: Any) -> None:
     """Write the records of a run as one JSON file, whole or not at all."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     to_json({"meta": meta, "cells": list(records)}, path)
+
+
+def check_run(methods: Sequence[str], known: Iterable[str], budget: str, seeds: int = 1) -> None:
+    """Raise BadInput for what no benchmark can run: unknown methods or none, an unknown budget, or no seeds."""
+    named = list(known)
+    unknown = [name for name in methods if name not in named]
+    if unknown or not methods:
+        raise BadInput(f"methods must be among {', '.join(named)}, got {', '.join(unknown) or 'none'}")
+    if budget not in ("full", "small"):
+        raise BadInput(f"budget must be 'full' or 'small', got {budget!r}")
+    if seeds < 1:
+        raise BadInput(f"seeds must be 1 or more, got {seeds}")
 
 
 class Spread(NamedTuple):

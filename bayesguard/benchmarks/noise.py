@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
+from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.files import read
 from bayesguard.benchmarks.networks import ResNet20, SmallCNN
@@ -96,13 +96,7 @@ def run(
     """
     if labels not in LABELS:
         raise BadInput(f"labels must be {' or '.join(LABELS)}, got {labels!r}")
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise BadInput(f"method must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    if budget not in BUDGETS:
-        raise BadInput(f"budget must be 'full' or 'small', got {budget!r}")
-    if seeds < 1:
-        raise BadInput(f"seeds must be 1 or more, got {seeds}")
+    check_run(methods, METHODS, budget, seeds)
     chosen = BUDGETS[budget]
     kinds = ("cifar10h",) if labels == "cifar10h" else tuple(f"cifar10n_{noise}" for noise in NOISES)
     records = measure_all(

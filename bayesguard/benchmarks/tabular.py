@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.benchmarks import tabular_tools as tools
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
+from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all
 from bayesguard.benchmarks.tabular_data import LOADERS, Table, load
 from bayesguard.benchmarks.tabular_scores import Counts, count_scores
 from bayesguard.benchmarks.tabular_tables import report
@@ -115,13 +115,7 @@ def run(
     """
     if data not in LOADERS:
         raise BadInput(f"data must be one of {', '.join(LOADERS)}, got {data!r}")
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise BadInput(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    if budget not in BUDGETS:
-        raise BadInput(f"budget must be one of {', '.join(BUDGETS)}, got {budget!r}")
-    if seeds < 1:
-        raise BadInput(f"seeds must be 1 at least, got {seeds}")
+    check_run(methods, METHODS, budget, seeds)
     limits = BUDGETS[budget]
     epochs = min(EPOCHS[data], limits.epochs or EPOCHS[data])
     cells = [Cell(data, name, seed) for name in methods for seed in range(min(seeds, limits.seeds or seeds))]

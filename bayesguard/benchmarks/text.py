@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
+from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all
 from bayesguard.benchmarks.data.text import PADDING, Queries, intents
 from bayesguard.benchmarks.text_tables import MAX_ERROR, NOTE, cost_table, detection_table, table
 from bayesguard.calibration import SelectiveClassifier
@@ -138,13 +138,7 @@ def run(
     """
     if data not in DATA:
         raise BadInput(f"data must be {' or '.join(DATA)}, got {data!r}")
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise BadInput(f"method must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    if budget not in BUDGETS:
-        raise BadInput(f"budget must be 'full' or 'small', got {budget!r}")
-    if seeds < 1:
-        raise BadInput(f"seeds must be 1 or more, got {seeds}")
+    check_run(methods, METHODS, budget, seeds)
     settings = BUDGETS[budget]
     records = measure_all(
         partial(measure, settings=settings, data_dir=data_dir),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.benchmarks.cells import Cell, Record, Spread, collect, measure_all, spread
+from bayesguard.benchmarks.cells import Cell, Record, Spread, check_run, collect, measure_all, spread
 from bayesguard.benchmarks.datasets import Standardised, regression, standardised
 from bayesguard.benchmarks.published import UCI as PUBLISHED
 from bayesguard.benchmarks.published import UCI_SETS, Published
@@ -120,11 +120,7 @@ def run(
     Raises:
         BadInput: An unknown set, method or budget.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise BadInput(f"method must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    if budget not in ("full", "small"):
-        raise BadInput(f"budget must be 'full' or 'small', got {budget!r}")
+    check_run(methods, METHODS, budget)
     available = len(regression(data, data_dir=data_dir).test_index)
     count = 1 if budget == "small" else available if splits is None else splits
     if not 1 <= count <= available:

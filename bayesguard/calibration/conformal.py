@@ -9,13 +9,13 @@ from torch import Tensor
 
 from bayesguard.calibration.base import class_columns
 from bayesguard.calibration.clusters import NULL, cluster_classes, clustering_rows, warn_all_rare
-from bayesguard.calibration.scores import ClassScore, check_class_score, class_scores
+from bayesguard.calibration.scores import ClassScore, check_class_score, class_scores, label_scores
 from bayesguard.calibration.split import SplitConformal
 from bayesguard.checks import check_count, check_finite, check_labels, check_shape
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.guaranteed import RowValues
-from bayesguard.predictive.numerics import as_given, wide
+from bayesguard.predictive.numerics import BUDGET, CACHED, as_given, in_slices, wide
 
 By = Literal["all", "class", "group", "cluster"]
 IntervalScore = Literal["absolute", "normalised", "cdf"]
@@ -85,19 +85,30 @@ class Conformal(SplitConformal):
         return class_columns(pred, self, "; for numbers use ConformalInterval")
 
     def _all_scores(self, probs: Tensor) -> Tensor:
-        seed = self.seed if self.randomised else None
-        return class_scores(probs, self.score, penalty=self.penalty, free_ranks=self.free_ranks, seed=seed)
+        return class_scores(probs, self.score, penalty=self.penalty, free_ranks=self.free_ranks, seed=self._share_seed)
+
+    def _label_scores(self, probs: Tensor, labels: Tensor) -> Tensor:
+        return label_scores(
+            probs, labels, self.score, penalty=self.penalty, free_ranks=self.free_ranks, seed=self._share_seed
+        )
+
+    @property
+    def _share_seed(self) -> int | None:
+        return self.seed if self.randomised else None
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
-        scores = self._all_scores(self._probs(pred))
-        labels = check_labels(targets, scores.shape[:1], scores.shape[1])
-        return scores.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        probs = self._probs(pred[:1])
+        labels = check_labels(targets, pred.batch_shape, probs.shape[1])
+        if pred.num_samples > 1:  # what is found of a mixture is kept, and asked for again
+            return self._label_scores(self._probs(pred), labels)
+        cost = probs.shape[1] * BUDGET // CACHED
+        return in_slices(lambda rows: self._label_scores(self._probs(pred[rows]), labels[rows]), len(pred), cost)
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         if self.by != "cluster":
             super()._fit(pred, targets)
             return
-        scores, num_classes = self._score(pred, targets), self._probs(pred).shape[1]
+        scores, num_classes = self._score(pred, targets), self._probs(pred[:1]).shape[1]
         spent = clustering_rows(len(scores), num_classes, self.seed).to(scores.device)
         labels = targets.long()
         self.clusters = cluster_classes(scores[spent], labels[spent], num_classes, self.alpha, self.seed)

@@ -102,7 +102,7 @@ class CrossConformal:
     def _held_out_scores(self, running: _Running, targets: Tensor) -> Tensor:
         if isinstance(self._rule, Conformal):
             labels = check_labels(targets, targets.shape[:1], running.mean.shape[1])
-            return self._rule._all_scores(running.mean).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+            return self._rule._label_scores(running.mean, labels)
         y = targets.double()
         check_shape(y, (len(y), *self._outputs), "targets")
         check_finite(y, "targets")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bayesguard.calibration.binary_fit import AnswerLikelihood, newton
-from bayesguard.calibration.ranks import effective_size
 from bayesguard.checks import check_count, check_finite, check_shape
 from bayesguard.errors import BadInput
+from bayesguard.metrics.functional.weights import effective_sample_size
 from bayesguard.predictive.numerics import as_given
 from bayesguard.sampling import derive_seed
 
@@ -195,7 +195,7 @@ def _check_worth(weights: Tensor, target_weights: Tensor) -> float:
     The target's mean ratio is the source's mean square: it sees what the source has no rows for.
     """
     count = len(weights)
-    effective, by_target = effective_size(weights), count / float(target_weights.mean())
+    effective, by_target = float(effective_sample_size(weights)), count / float(target_weights.mean())
     if min(effective, by_target) < max(_LEAST_EFFECTIVE, _LEAST_SHARE * count):
         raise BadInput(
             f"weights of the {count} source rows are worth {min(effective, by_target):.1f} equal ones, too few to stand for "

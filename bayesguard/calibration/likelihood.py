@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.ranks import effective_size
+from bayesguard.metrics.functional.weights import effective_sample_size
 from bayesguard.predictive.numerics import BUDGET, CACHED, slices, wide
 
 # Logits of which fewer are there are read in float64: it costs nothing there, and there are few rows to average over.
@@ -43,7 +43,7 @@ class PooledLikelihood:
     def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, shares: Tensor | None = None) -> None:
         self.logits, self.labels, self.weights = logits, labels, weights
         self.shares = None if shares is None else wide(shares) / wide(shares).mean()
-        self.worth = float(len(labels)) if shares is None else effective_size(shares)
+        self.worth = float(len(labels)) if shares is None else float(effective_sample_size(shares))
         self.num_draws, self.num_examples, self.num_classes = logits.shape
         self._top, self._picked = wide(logits.amax(-1)), wide(picked(logits, labels))
         self._log_weights = wide(weights).log().unsqueeze(-1)

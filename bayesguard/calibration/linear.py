@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bayesguard.calibration.fitted import BOUND, TOLERANCE, Fitted, check_possible, first_few, warn
 from bayesguard.calibration.likelihood import PooledLikelihood, picked
-from bayesguard.calibration.linear_fit import Diagonal, Found, MapLikelihood, Matrix, cross_validated, fit_map, mapped
+from bayesguard.calibration.linear_fit import Diagonal, Found, Matrix, cross_validated, fit_map
+from bayesguard.calibration.map_likelihood import MapLikelihood, mapped
 from bayesguard.checks import check_labels
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive import CategoricalPredictive, Predictive
@@ -54,8 +55,6 @@ class _ClassMap(Fitted):
 
         return self._changed(pred, draws, calibrated)
 
-    @torch.inference_mode(False)  # whose tensors may not be used where derivatives are taken
-    @torch.no_grad()
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         draws, weights = self._draws(pred).detach(), pred.weights
         labels = check_labels(targets, pred.batch_shape, draws.shape[-1]).flatten()
@@ -67,32 +66,35 @@ class _ClassMap(Fitted):
         check_possible(excluded, len(labels))
         if excluded:
             logits, labels = logits[:, ~impossible], labels[~impossible]
-        likelihood = MapLikelihood(logits, labels, weights, self._features)
-        unmoved = found = Found(self._identity(draws.shape[-1]).to(weights), weights.new_zeros(draws.shape[-1]))
-        before = after = likelihood.nll(unmoved.factors, unmoved.bias)
-        self.diagnostics = {"num_examples": len(labels), "num_excluded": excluded}
-        separable = PooledLikelihood(logits, labels, weights).separable()
-        if not separable:
-            found = self._search(likelihood)
-            self._store(found.factors, found.bias)
-            factors, bias = (wide(self.get_buffer(name)).to(weights) for name in self.sized_by_fit)
-            after = likelihood.nll(factors, bias)
-            # At a minimum, twice as large logits are worse.
-            separable = likelihood.nll(2 * factors, 2 * bias) < after - 1e-12
-        if separable or not after <= before:
-            self._store(unmoved.factors, unmoved.bias)
-            self._explain_identity(separable, before, after, len(labels))
-            after = before
-        else:
-            self._warn_of(found, likelihood)
-        self.diagnostics |= {
-            "nll_before": before,
-            "nll_after": after,
-            "converged": found.converged,
-            "iterations": found.iterations,
-            "gradient_norm": found.gradient_norm,
-            "separable": separable,
-        }
+        # Tensors of inference mode may not be used where derivatives are taken. As decorators these would stand between
+        # a warning and the caller.
+        with torch.inference_mode(False), torch.no_grad():
+            likelihood = MapLikelihood(logits, labels, weights, self._features)
+            unmoved = found = Found(self._identity(draws.shape[-1]).to(weights), weights.new_zeros(draws.shape[-1]))
+            before = after = likelihood.nll(unmoved.factors, unmoved.bias)
+            self.diagnostics = {"num_examples": len(labels), "num_excluded": excluded}
+            separable = PooledLikelihood(logits, labels, weights).separable()
+            if not separable:
+                found = self._search(likelihood)
+                self._store(found.factors, found.bias)
+                factors, bias = (wide(self.get_buffer(name)).to(weights) for name in self.sized_by_fit)
+                after = likelihood.nll(factors, bias)
+                # At a minimum, twice as large logits are worse.
+                separable = likelihood.nll(2 * factors, 2 * bias) < after - 1e-12
+            if separable or not after <= before:
+                self._store(unmoved.factors, unmoved.bias)
+                self._explain_identity(separable, before, after, len(labels))
+                after = before
+            else:
+                self._warn_of(found, likelihood)
+            self.diagnostics |= {
+                "nll_before": before,
+                "nll_after": after,
+                "converged": found.converged,
+                "iterations": found.iterations,
+                "gradient_norm": found.gradient_norm,
+                "separable": separable,
+            }
 
     def _explain_identity(self, separable: bool, before: float, after: float, count: int) -> None:
         name = type(self).__name__
@@ -159,7 +161,8 @@ class VectorScaling(_ClassMap):
         scale: a, `[K]`; empty before `fit`.
         bias: b, `[K]`, in nats; its mean over the classes among the targets is 0.
         diagnostics: `nll_before` and `nll_after` (nats, mean), `num_examples`, `num_excluded` (targets of probability
-            zero in every draw), `converged`, `iterations`, `gradient_norm` (of what is minimised), `separable`.
+            zero in every draw), `converged`, `iterations` (products with the Hessian), `gradient_norm` (of what is
+            minimised), `separable`.
 
     References:
         Guo, Pleiss, Sun, Weinberger, 2017, ICML, section 4.2.

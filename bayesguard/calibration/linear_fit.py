@@ -1,116 +1,28 @@
-"""The pooled likelihood of a linear map of the logits of K classes, and the search for its minimum."""
+"""The search for the linear map of the logits of K classes of the smallest pooled NLL."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayesguard.calibration.fitted import RIDGE, TOLERANCE, Features
-from bayesguard.calibration.likelihood import picked
-from bayesguard.predictive.numerics import BUDGET, slices
+from bayesguard.calibration.fitted import RIDGE, TOLERANCE
+from bayesguard.calibration.map_likelihood import MapLikelihood
+from bayesguard.calibration.trust_region import step_within
 
 _ROUNDING = 1e-7  # of the norm of a gradient where curvatures are about 1: less than 1e-14 nats are left
 _MOST_ITERATIONS = 2000
-_ROUND = 25  # iterations of LBFGS between two looks at the gradient
 _FOLDS = 3
 _OFF_DIAGONAL = (1e5, 1e4, 1e3, 1e2, 1e1, 1e0, 1e-1, 1e-2)
 _BIAS = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 
-Part = tuple[Tensor, Tensor, Tensor]  # features, masks and labels of some examples
 Strengths = tuple[float, float]  # of the penalties on what is beside the diagonal, and on biases
-
-
-def mapped(features: Tensor, factors: Tensor, bias: Tensor) -> Tensor:
-    """Return `A x + b` for a matrix A `[K, K]`, or a diagonal `[K]`."""
-    return (features * factors if factors.dim() == 1 else features @ factors.T) + bias
-
-
-class MapLikelihood:
-    """Mean of `-log sum_s w_s softmax(A x_s + b)[y]` over N examples, in float64, as a function of A and b.
-
-    Args:
-        logits: Log-probabilities of every draw, `[S, N, K]`; -inf masks a class.
-        labels: `[N]`.
-        weights: Of the draws, positive, `[S]`.
-        features: Makes x from logits.
-    """
-
-    def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, features: Features) -> None:
-        self.logits, self.labels, self.weights, self.features = logits, labels, weights, features
-        self.num_classes = logits.shape[-1]
-        self.counts = labels.bincount(minlength=self.num_classes)
-        self._kept = list(self._made()) if logits.numel() <= BUDGET else None
-
-    def select(self, rows: Tensor) -> MapLikelihood:
-        """Return the same of some of the examples."""
-        return MapLikelihood(self.logits[:, rows], self.labels[rows], self.weights, self.features)
-
-    def _made(self) -> Iterator[Part]:
-        for rows in slices(len(self.labels), 8 * self.logits[:, :1].numel()):
-            part = self.logits[:, rows]
-            yield self.features(part), part == -torch.inf, self.labels[rows]
-
-    def _parts(self) -> Iterator[Part]:
-        yield from self._made() if self._kept is None else self._kept
-
-    def nll_of_rows(self, factors: Tensor, bias: Tensor) -> Tensor:
-        """Return the NLL of every example, `[N]`."""
-        return torch.cat([-self._shares(part, factors, bias)[0] for part in self._parts()])
-
-    def nll(self, factors: Tensor, bias: Tensor) -> float:
-        """Return the mean NLL."""
-        return float(self.nll_of_rows(factors, bias).mean())
-
-    def errors(self, factors: Tensor, bias: Tensor) -> Tensor:
-        """Return for every class the mean distance between its pooled probability and 1 or 0, what it was, `[K]`."""
-        total = torch.zeros_like(bias)
-        for part in self._parts():
-            probs = torch.tensordot(self.weights, self._shares(part, factors, bias)[2].exp_(), dims=1)
-            total += (probs - F.one_hot(part[2], self.num_classes)).abs().sum(0)
-        return total / len(self.labels)
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Return the pooled means of x xᵀ `[K, K]` and of x `[K]`."""
-        square = self.weights.new_zeros(self.num_classes, self.num_classes)
-        mean = self.weights.new_zeros(self.num_classes)
-        for features, _, _ in self._parts():
-            flat = (features * self.weights.sqrt()[:, None, None]).flatten(0, 1)
-            square += flat.T @ flat
-            mean += torch.tensordot(self.weights, features.sum(1), dims=1)
-        return square / len(self.labels), mean / len(self.labels)
-
-    def __call__(self, factors: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Return the mean NLL, and its derivatives in factors and bias."""
-        total, by_factors, by_bias = self.weights.new_zeros(()), torch.zeros_like(factors), torch.zeros_like(bias)
-        for part in self._parts():
-            features, _, labels = part
-            pooled, share, log_probs = self._shares(part, factors, bias)
-            total -= pooled.sum()
-            slope = log_probs.exp_()
-            slope[:, torch.arange(len(labels), device=labels.device), labels] -= 1
-            slope *= share.unsqueeze(-1)
-            by_bias += slope.sum((0, 1))
-            if factors.dim() == 1:
-                by_factors += (slope * features).sum((0, 1))
-            else:
-                by_factors += slope.flatten(0, 1).T @ features.flatten(0, 1)
-        count = len(self.labels)
-        return float(total) / count, by_factors / count, by_bias / count
-
-    def _shares(self, part: Part, factors: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log of the pooled probability of every label `[n]`, each draw's share in it, and all log-probabilities."""
-        features, masked, labels = part
-        log_probs = mapped(features, factors, bias).masked_fill_(masked, -torch.inf).log_softmax(-1)
-        joint = picked(log_probs, labels) + self.weights.log().unsqueeze(-1)
-        pooled = joint.logsumexp(0)
-        return pooled, (joint - pooled).exp(), log_probs
 
 
 class Coordinates(ABC):
@@ -237,47 +149,72 @@ class Found(NamedTuple):
 
 
 def fit_map(coordinates: Coordinates, tolerance: float = TOLERANCE, most: int = _MOST_ITERATIONS) -> Found:
-    """Return the map of the smallest pooled NLL plus penalty, by LBFGS with a line search (strong Wolfe conditions)."""
-    flat = coordinates.likelihood.weights.new_zeros(coordinates.size).requires_grad_()
-    norm = scaled = math.inf
+    """Return the map of the smallest pooled NLL plus penalty, by Newton's method in a trust region.
 
-    def loss() -> float:
-        nonlocal norm, scaled
-        value, by_free, flat.grad = _slope(coordinates, flat)
-        norm, scaled = float(by_free.norm()), float(flat.grad.norm())
-        return value
-
-    search = torch.optim.LBFGS(
-        [flat],
-        max_iter=_ROUND,
-        tolerance_grad=0,
-        tolerance_change=0,
-        history_size=max(5, min(50, BUDGET * 4 // coordinates.size)),  # 50 pairs of a million numbers would be 800 MB
-        line_search_fn="strong_wolfe",
-    )
-    best, iterations, stalled = loss(), 0, False
-    while norm > tolerance and iterations < most and not stalled:
-        search.step(loss)  # a number will do, no graph is needed
-        iterations += _ROUND
-        value = loss()
-        stalled, best = not value < best, min(value, best)
-    free = coordinates.free(flat.detach())
+    Iterations are products with the Hessian, of which every step takes some (Nocedal, Wright, 2006, Numerical
+    optimization, algorithm 4.1).
+    """
+    here = _Point(coordinates, coordinates.likelihood.weights.new_zeros(coordinates.size))
+    radius, iterations, stalled = max(1.0, here.scaled), 0, False
+    while here.norm > tolerance and iterations < most and not stalled:
+        step, promised, products = step_within(here.gradient, here.curvature(), radius)
+        iterations += products
+        there = _Point(coordinates, here.flat + step)
+        fall, length = here.value - there.value, float(step.norm())
+        # Of a fall that rounding hides, the gradient tells.
+        hidden = promised <= 1e-13 * max(1.0, abs(here.value))
+        good = fall / promised if not hidden else float(there.scaled < here.scaled)
+        if not good >= 0.25:  # NaN where numbers overflow
+            radius = length / 4
+        elif good > 0.75 and length > 0.99 * radius:
+            radius *= 4
+        stalled = (hidden and not good) or radius < 1e-12
+        if good > 1e-4:
+            here = there
     # A strong penalty has a gradient of more than the tolerance where float64 shows no further fall.
-    converged = norm <= tolerance or (stalled and scaled <= _ROUNDING)
-    return Found(*coordinates.whole(free), converged, iterations, norm, free)
+    converged = here.norm <= tolerance or (stalled and here.scaled <= _ROUNDING)
+    return Found(*coordinates.whole(here.free), converged, iterations, here.norm, here.free)
 
 
-def _slope(coordinates: Coordinates, flat: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Return what is minimised, and its derivatives in the free numbers of the map and in the flat ones."""
-    with torch.enable_grad():
-        free = coordinates.free(flat)
-        factors, bias = coordinates.whole(free)
-        added = coordinates.penalty(factors, bias)
-        nll, by_factors, by_bias = coordinates.likelihood(factors.detach(), bias.detach())
+class _Point:
+    """What is minimised at some flat numbers, with its gradient."""
+
+    def __init__(self, coordinates: Coordinates, flat: Tensor) -> None:
+        self.coordinates, self.flat, self.free = coordinates, flat, coordinates.free(flat)
+        self.value, by_free, self.gradient = self._slope()
+        self.norm, self.scaled = float(by_free.norm()), float(self.gradient.norm())
+
+    @torch.enable_grad()
+    def _slope(self) -> tuple[float, Tensor, Tensor]:
+        flat = self.flat.detach().requires_grad_()
+        free = self.coordinates.free(flat)
+        factors, bias = self.coordinates.whole(free)
+        added = self.coordinates.penalty(factors, bias)
+        nll, by_factors, by_bias = self.coordinates.likelihood(factors.detach(), bias.detach())
         # The likelihood's own derivatives are known; the rest is linear or a square, and left to autograd.
         linear = added + (factors * by_factors).sum() + (bias * by_bias).sum()
         by_free, by_flat = torch.autograd.grad(linear, [free, flat])
-    return nll + float(added.detach()), by_free, by_flat
+        return nll + float(added.detach()), by_free, by_flat
+
+    def curvature(self) -> Callable[[Tensor], Tensor]:
+        """Return a function of a direction: the Hessian times it."""
+        likelihood = self.coordinates.likelihood.curvature(*self.coordinates.whole(self.free))
+        nothing = torch.zeros_like(self.flat)
+        origin = self.coordinates.whole(self.coordinates.free(nothing))
+
+        @torch.enable_grad()
+        def by_penalty(direction: Tensor, pull: bool) -> Tensor:
+            flat = direction.detach().requires_grad_()
+            factors, bias = self.coordinates.whole(self.coordinates.free(flat))
+            total = self.coordinates.penalty(factors, bias)
+            if pull:
+                # Maps are linear in the flat numbers but for a constant.
+                moved = likelihood(factors.detach() - origin[0], bias.detach() - origin[1])
+                total = total + (factors * moved[0]).sum() + (bias * moved[1]).sum()
+            return torch.autograd.grad(total, flat)[0]
+
+        constant = by_penalty(nothing, pull=False)
+        return lambda direction: by_penalty(direction, pull=True) - constant
 
 
 def cross_validated(likelihood: MapLikelihood, off_diagonal: float | None, bias: float | None) -> Strengths:

@@ -83,11 +83,6 @@ def weighted_bounds(scores: Tensor, weights: Tensor, own: Tensor, alpha: float) 
     return bounds
 
 
-def effective_size(weights: Tensor) -> float:
-    """Return Kish's effective sample size of some weights (Kish, 1965)."""
-    return float(weights.sum().square() / weights.square().sum())
-
-
 def check_scores(scores: Tensor) -> None:
     """Raise BadInput unless there are scores, none of them NaN."""
     if scores.dim() != 1 or not len(scores):

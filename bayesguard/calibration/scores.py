@@ -5,13 +5,13 @@ Equally probable classes have equal scores, so that the order of the classes cha
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from bayesguard.errors import BadInput
-from bayesguard.predictive.numerics import slices, wide
+from bayesguard.predictive.numerics import BUDGET, CACHED, in_slices, wide
 
 ClassScore = Literal["lac", "aps", "raps", "saps"]
 
@@ -39,41 +39,82 @@ def class_scores(probs: Tensor, score: ClassScore, *, penalty: float, free_ranks
         free_ranks: See above.
         seed: Of the share of an answer's own mass that is left out, which makes coverage exact; None to leave out none.
     """
-    parts = [
-        _scores(wide(probs[rows]), score, penalty, free_ranks, seed) for rows in slices(len(probs), 8 * probs.shape[1])
-    ]
-    return torch.cat(parts)
+
+    def of(rows: slice) -> Tensor:
+        part = probs[rows]
+        if score == "lac":
+            return 1 - wide(part)
+        ordered, order = part.sort(dim=-1, descending=True)
+        ordered = wide(ordered)
+        scores = _scores(_masses(ordered), ordered[:, :1], _share(part, seed), score, penalty, free_ranks)
+        return torch.empty_like(scores).scatter_(-1, order, scores)
+
+    return in_slices(of, len(probs), 8 * probs.shape[1])
 
 
-def _scores(probs: Tensor, score: ClassScore, penalty: float, free_ranks: int, seed: int | None) -> Tensor:
-    if score == "lac":
-        return 1 - probs
-    above, tied, rank = _masses(probs)
-    # The share of its own mass that counts: all of it, or a random one for each example.
-    share = torch.ones_like(probs[:, :1]) if seed is None else row_uniforms(probs, seed).unsqueeze(-1)
+def label_scores(
+    probs: Tensor, labels: Tensor, score: ClassScore, *, penalty: float, free_ranks: int, seed: int | None
+) -> Tensor:
+    """Return the score of one class an example, float64 `[N]`: what `class_scores` says of it, without sorting.
+
+    Args:
+        probs: `[N, K]`.
+        labels: int64 `[N]`.
+        score: As for `class_scores`, like all that follow.
+        penalty: See there.
+        free_ranks: See there.
+        seed: See there.
+    """
+
+    def of(rows: slice) -> Tensor:
+        part = probs[rows]
+        own = part.gather(-1, labels[rows].unsqueeze(-1))
+        if score == "lac":
+            return 1 - wide(own[:, 0])
+        above, tied = part > own, (part == own).sum(-1, keepdim=True)
+        mass = wide(part * above).sum(-1, keepdim=True) if score != "saps" else wide(torch.zeros_like(own))
+        masses = _Masses(mass, wide(own) * tied, wide(above.sum(-1, keepdim=True) + tied))
+        top = wide(part.amax(-1, keepdim=True))
+        return _scores(masses, top, _share(part, seed), score, penalty, free_ranks)[:, 0]
+
+    return in_slices(of, len(probs), probs.shape[1] * BUDGET // CACHED)
+
+
+class _Masses(NamedTuple):
+    """For each class the mass of more probable ones, that of equally probable ones, and its rank from 1."""
+
+    above: Tensor
+    tied: Tensor
+    rank: Tensor
+
+
+def _scores(
+    masses: _Masses, top: Tensor, share: Tensor | float, score: ClassScore, penalty: float, free_ranks: int
+) -> Tensor:
+    above, tied, rank = masses
     if score == "saps":
-        top = probs.amax(-1, keepdim=True)
         return torch.where(rank == 1, share * top, top + (rank - 2 + share) * penalty)
     scores = above + share * tied
     return scores + penalty * (rank - free_ranks).clamp_min(0) if score == "raps" else scores
 
 
-def _masses(probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each class the mass of more probable ones, that of equally probable ones, and its rank from 1."""
-    ordered, order = probs.sort(dim=-1, descending=True)
-    places = torch.arange(probs.shape[1], device=probs.device).expand_as(probs)
+def _share(probs: Tensor, seed: int | None) -> Tensor | float:
+    """The share of an answer's own mass that counts, `[N, 1]`: all of it, or a random one for each example."""
+    return 1.0 if seed is None else row_uniforms(probs, seed).unsqueeze(-1)
+
+
+def _masses(ordered: Tensor) -> _Masses:
+    places = torch.arange(ordered.shape[1], device=ordered.device).expand_as(ordered)
     starts = torch.ones_like(ordered, dtype=torch.bool)
     starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     # Of a run of equal probabilities, the place of its first and of its last.
     first = torch.where(starts, places, 0).cummax(-1).values
     ends = torch.ones_like(starts)
     ends[:, :-1] = starts[:, 1:]
-    last = torch.where(ends, places, probs.shape[1]).flip(-1).cummin(-1).values.flip(-1)
+    last = torch.where(ends, places, ordered.shape[1]).flip(-1).cummin(-1).values.flip(-1)
     mass = torch.nn.functional.pad(ordered.cumsum(-1), (1, 0))
     above = mass.gather(-1, first)
-    tied = mass.gather(-1, last + 1) - above
-    back = order.argsort(-1)
-    return above.gather(-1, back), tied.gather(-1, back), (last + 1).gather(-1, back).to(probs.dtype)
+    return _Masses(above, mass.gather(-1, last + 1) - above, (last + 1).to(ordered.dtype))
 
 
 def row_uniforms(probs: Tensor, seed: int) -> Tensor:
@@ -88,7 +129,7 @@ def row_uniforms(probs: Tensor, seed: int) -> Tensor:
 
 
 def _mix(value: Tensor) -> Tensor:
-    # Logical shifts: the sign is masked away.
-    value = (value ^ ((value >> 30) & ((1 << 34) - 1))) * _FIRST
-    value = (value ^ ((value >> 27) & ((1 << 37) - 1))) * _SECOND
-    return value ^ ((value >> 31) & ((1 << 33) - 1))
+    # Logical shifts: the sign is masked away. In place: `value` is nobody else's.
+    for shift, odd in ((30, _FIRST), (27, _SECOND)):
+        value.bitwise_xor_((value >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(odd)
+    return value.bitwise_xor_((value >> 31).bitwise_and_((1 << 33) - 1))

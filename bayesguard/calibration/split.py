@@ -12,16 +12,16 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator
+from bayesguard.calibration.base import Calibrator, check_weights
 from bayesguard.calibration.ranks import (
     check_scores,
     conformal_rank,
-    effective_size,
     warn_too_few,
     weighted_bounds,
 )
-from bayesguard.checks import check_finite, check_level, check_shape
+from bayesguard.checks import check_level, check_shape
 from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.metrics.functional.weights import effective_sample_size
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.guaranteed import RowValues, guaranteed
 from bayesguard.predictive.numerics import as_given
@@ -42,6 +42,7 @@ class SplitConformal(Calibrator):
         scores: Of the held-out answers `[n]`, ascending within each group; what is fitted.
         strata: The group, or the class, of each score `[n]`, int64.
         weights: Weight of each score `[n]`; all ones unless `fit` was given some.
+        is_weighted: Whether it was.
     """
 
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
@@ -51,12 +52,13 @@ class SplitConformal(Calibrator):
     scores: Tensor
     strata: Tensor
     weights: Tensor
+    is_weighted: Tensor
 
     def __init__(self, alpha: float = 0.1, *, by_group: bool = False) -> None:
         super().__init__()
         self.alpha, self.by_group = check_level(alpha, "alpha"), by_group
         self._keep(torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.long), torch.empty(0).double())
-        self._weighted = False
+        self.register_buffer("is_weighted", torch.zeros((), dtype=torch.bool, device="cpu"))
 
     def _keep(self, scores: Tensor, strata: Tensor, weights: Tensor) -> None:
         for name, value in (("scores", scores), ("strata", strata), ("weights", weights)):
@@ -107,11 +109,11 @@ class SplitConformal(Calibrator):
         own = (
             torch.ones_like(flat)
             if weights is None
-            else _weights(weights, len(scores)).to(flat).repeat_interleave(each)
+            else check_weights(weights, len(scores)).to(flat).repeat_interleave(each)
         )
-        self._weighted = weights is not None
-        effective = effective_size(own) / each
-        if self._weighted and effective < _LEAST_EFFECTIVE:
+        self.is_weighted = self.is_weighted.new_tensor(weights is not None)
+        effective = float(effective_sample_size(own)) / each
+        if weights is not None and effective < _LEAST_EFFECTIVE:
             raise BadInput(
                 f"weights of the {len(scores)} examples are worth {effective:.1f} equal ones, too few for a bound; the "
                 "held-out data are too unlike those that predictions are wanted for"
@@ -141,13 +143,13 @@ class SplitConformal(Calibrator):
             )
         if self.by_group != (groups is not None):
             raise BadInput("groups= goes with by_group=True, and is needed there")
-        if self._weighted != (weights is not None):
+        if bool(self.is_weighted) != (weights is not None):
             raise BadInput("weights= is needed where fit had weights, and only there")
         rows: RowValues = {}
         if groups is not None:
             rows["groups"] = _groups(groups, len(pred)).to(pred.device)
         if weights is not None:
-            rows["weights"] = _weights(weights, len(pred)).to(pred.device)
+            rows["weights"] = check_weights(weights, len(pred)).to(pred.device)
         return guaranteed(pred, self._answer, self.alpha, rows)
 
     def __call__(self, pred: Predictive, **more: Any) -> Predictive:
@@ -213,7 +215,7 @@ class SplitConformal(Calibrator):
             raise NotFitted(
                 f"this {type(self).__name__} is not fitted; call fit(pred, targets) on held-out predictions"
             )
-        if self._weighted:
+        if self.is_weighted:
             raise BadInput("p-values are for a calibrator that was fitted without weights")
         if self.by_group != (groups is not None):
             raise BadInput("groups= goes with by_group=True, and is needed there")
@@ -231,8 +233,10 @@ class SplitConformal(Calibrator):
             return found
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *more: Any) -> None:
+        weights = state.get(prefix + "weights")
+        if isinstance(weights, Tensor):  # states of 1.0 do not say whether there were weights
+            state.setdefault(prefix + "is_weighted", (weights != 1).any())
         super()._load_from_state_dict(state, prefix, *more)
-        self._weighted = bool((self.weights != 1).any())
 
     def extra_repr(self) -> str:
         size = f"{len(self.scores)} scores" if self.fitted else "not fitted"
@@ -245,12 +249,3 @@ def _groups(groups: object, count: int) -> Tensor:
     if values.is_floating_point() or values.dtype == torch.bool:
         raise BadType(f"groups must be integers, got {values.dtype}")
     return values.long()
-
-
-def _weights(weights: object, count: int) -> Tensor:
-    values = as_given(weights, "weights").detach().double()
-    check_shape(values, (count,), "weights")
-    check_finite(values, "weights")
-    if not bool((values >= 0).all()) or not bool((values > 0).any()):
-        raise BadInput("weights must be 0 or more, and some of them positive")
-    return values

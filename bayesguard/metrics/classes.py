@@ -53,10 +53,6 @@ class PredictiveMetric(Metric):
         for name in names:
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def _refuse_weights(self, weights: Tensor | None) -> None:
-        if weights is not None:
-            raise BadInput(f"{type(self).__name__} takes no weights, got some; leave them out, or repeat the rows")
-
     def _refuse(self, pred: Pred) -> NoReturn:
         raise BadType(f"{type(self).__name__} is not for {kind_of(pred)} predictions")
 
@@ -289,32 +285,38 @@ class ClasswiseCalibrationError(_Binned):
 
 
 class _Ranking(PredictiveMetric):
-    """Keeps the confidence of every answer and whether it was wrong."""
+    """Keeps the confidence of every answer, whether it was wrong, and its weight."""
 
     confidence: list[Tensor]
     errors: list[Tensor]
+    weights: list[Tensor]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._add_lists("confidence", "errors")
+        self._add_lists("confidence", "errors", "weights")
 
     def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         if kind_of(pred) not in ("categorical", "binary"):
             self._refuse(pred)
-        self._refuse_weights(weights)
-        confidence, right = top(pred, targets)
-        self.confidence.append(confidence.double().flatten())
-        self.errors.append(1 - right.flatten())
+        confidence, right = (values.flatten() for values in top(pred, targets))
+        mass = element_weights(weights, targets, len(right), right.device)
+        self.confidence.append(confidence.double())
+        self.errors.append(1 - right)
+        self.weights.append(torch.ones_like(right) if mass is None else mass)
+
+    def _kept(self) -> tuple[Tensor, Tensor, Tensor]:
+        return _whole(self, self.confidence), _whole(self, self.errors), _whole(self, self.weights)
 
 
 class AreaUnderRiskCoverage(_Ranking):
-    """Mean error rate over all shares of rows kept, the surest first."""
+    """Mean error rate over all shares of rows kept, the surest first. Weights are counts of rows."""
 
     higher_is_better = False
 
     def compute(self) -> Tensor:
         """Return the area, float64."""
-        return area_under_risk_coverage(_whole(self, self.confidence), _whole(self, self.errors))
+        confidence, errors, weights = self._kept()
+        return area_under_risk_coverage(confidence, errors, weights=weights)
 
 
 class ErrorAUROC(_Ranking):
@@ -324,7 +326,8 @@ class ErrorAUROC(_Ranking):
 
     def compute(self) -> Tensor:
         """Return the area, float64."""
-        return area_under_roc(-_whole(self, self.confidence), _whole(self, self.errors))
+        confidence, errors, weights = self._kept()
+        return area_under_roc(-confidence, errors, weights=weights)
 
 
 class OODAUROC(PredictiveMetric):
@@ -343,21 +346,24 @@ class OODAUROC(PredictiveMetric):
     higher_is_better = True
     scores: list[Tensor]
     outside: list[Tensor]
+    weights: list[Tensor]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._add_lists("scores", "outside")
+        self._add_lists("scores", "outside", "weights")
 
     def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
-        self._refuse_weights(weights)
         score = pred if isinstance(pred, Tensor) else pred.uncertainty().total
         scores, outside = paired(score, targets, "pred", "targets")
         self.scores.append(scores)
         self.outside.append(outside)
+        mass = element_weights(weights, targets, len(scores), scores.device)
+        self.weights.append(torch.ones_like(scores) if mass is None else mass)
 
     def compute(self) -> Tensor:
         """Return the area, float64."""
-        return area_under_roc(_whole(self, self.scores), _whole(self, self.outside))
+        scores, outside, weights = (_whole(self, parts) for parts in (self.scores, self.outside, self.weights))
+        return area_under_roc(scores, outside, weights=weights)
 
 
 class QuantileCalibrationError(PredictiveMetric):

@@ -16,6 +16,7 @@ from bayesguard.checks import check_count
 from bayesguard.data import batches, to_device
 from bayesguard.errors import BadInput, ConvergenceWarning, NotFitted
 from bayesguard.likelihoods import Likelihood
+from bayesguard.posteriors.kept_draws import evenly_spaced
 from bayesguard.posteriors.variational import WeightDraw, check_alike
 from bayesguard.posteriors.weight_outputs import WeightOutputs, head_of
 from bayesguard.posteriors.weight_predictor import WeightPredictor
@@ -236,12 +237,7 @@ class MarkovChains(WeightPredictor):
 
     def _chosen(self, num_samples: int) -> Tensor:
         states = self._states()
-        if num_samples > len(states):
-            raise BadInput(
-                f"num_samples={num_samples} draws were asked for, and fit kept {len(states)} (chains x draws); ask for "
-                "fewer, or fit with a larger num_samples="
-            )
-        return states[torch.arange(num_samples, device=states.device) * len(states) // num_samples]
+        return states[evenly_spaced(num_samples, len(states))]
 
     def _samples(self, num_samples: int | None) -> int:
         kept = self.draws.shape[0] * self.draws.shape[1]

@@ -14,6 +14,7 @@ from bayesguard.checks import check_count
 from bayesguard.data import batches, to_device
 from bayesguard.errors import BadInput, BadType, NotFitted
 from bayesguard.likelihoods import Likelihood
+from bayesguard.posteriors.kept_draws import evenly_spaced
 from bayesguard.posteriors.observed_site import ObservedSite
 from bayesguard.posteriors.pyro_run import Arguments, PyroProgram, Run, scaled, take_apart
 from bayesguard.predictor import Options, Predictor, join_inputs, split_inputs
@@ -200,13 +201,8 @@ class PyroPredictor(Predictor):
             return self.network.run(arguments, indices[draw] if indices else 0)
 
     def _indices(self, num_samples: int) -> list[int]:
-        """Which samples of the posterior a prediction uses: evenly spaced; none where there is a guide."""
-        kept = self.network.num_kept
-        if kept and num_samples > kept:
-            raise BadInput(
-                f"num_samples={num_samples} draws were asked for, and there are {kept} posterior samples; ask for fewer"
-            )
-        return [draw * kept // num_samples for draw in range(num_samples)] if kept else []
+        """Which samples of the posterior a prediction uses; none where there is a guide."""
+        return evenly_spaced(num_samples, self.network.num_kept) if self.network.num_kept else []
 
     def _samples(self, num_samples: int | None) -> int:
         kept = self.network.num_kept

@@ -92,7 +92,7 @@ def test_what_cannot_be_run(tmp_path: Path) -> None:
         ({"data": "imagenet"}, "data must be one of digits"),
         ({"attack": "cw"}, "attack must be one of pgd, fgsm"),
         ({"radii": (0.1, 0.2)}, "radii must rise from 0"),
-        ({"budget": "huge"}, "budget must be full or small"),
+        ({"budget": "huge"}, "budget must be 'full' or 'small'"),
         ({"seeds": 0}, "seeds must be 1 or more"),
     ):
         with pytest.raises(BadInput, match=message):

@@ -118,7 +118,7 @@ def test_a_tiny_run_on_noisy_labels(folder: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"labels": "cifar100n"}, "labels must be cifar10h or cifar10n, got 'cifar100n'"),
-        ({"methods": ["sngp"]}, "method must be among deterministic"),
+        ({"methods": ["sngp"]}, "methods must be among deterministic"),
         ({"seeds": 0}, "seeds must be 1 or more, got 0"),
         ({"budget": "large"}, "budget must be 'full' or 'small', got 'large'"),
     ],

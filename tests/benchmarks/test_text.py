@@ -138,7 +138,7 @@ def test_left_out_domains_run_and_have_no_published_numbers(folder: Path, tmp_pa
     ("arguments", "message"),
     [
         ({"data": "trec"}, "data must be clinc150 or clinc150_domains, got 'trec'"),
-        ({"methods": ["sngp"]}, "method must be among deterministic"),
+        ({"methods": ["sngp"]}, "methods must be among deterministic"),
         ({"methods": []}, "got none"),
         ({"seeds": 0}, "seeds must be 1 or more, got 0"),
         ({"budget": "large"}, "budget must be 'full' or 'small', got 'large'"),

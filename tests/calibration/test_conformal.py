@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard.calibration import Conformal, ConformalInterval, ConformalQuantile, conformal_quantile
 from bayesguard.calibration.ranks import conformal_rank, weighted_bounds
-from bayesguard.calibration.scores import class_scores, row_uniforms
+from bayesguard.calibration.scores import class_scores, label_scores, row_uniforms
 from bayesguard.calibration.split import SplitConformal
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 
@@ -95,6 +95,21 @@ def test_scores_against_brute_force(score: Any, values: list[int], seed: int | N
     order = torch.randperm(len(values), generator=generator(0))
     again = class_scores(probs[:, order], score, penalty=0.1, free_ranks=2, seed=seed)
     assert torch.allclose(again, got[:, order], atol=1e-12)
+
+
+@pytest.mark.parametrize("score", ["lac", "aps", "raps", "saps"])
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_of_labels_are_those_of_all_classes(score: Any, seed: int | None, dtype: torch.dtype) -> None:
+    tied = torch.randint(1, 5, (1100, 300), generator=generator(5)).to(dtype)  # more rows than one slice holds
+    smooth = torch.rand(1100, 300, generator=generator(6), dtype=torch.float64).to(dtype)
+    underflown = (200 * smooth).softmax(-1).to(dtype)
+    for probs in (tied / tied.sum(-1, keepdim=True), smooth / smooth.sum(-1, keepdim=True), underflown):
+        labels = torch.randint(0, 300, (1100,), generator=generator(7))
+        every = class_scores(probs, score, penalty=0.1, free_ranks=2, seed=seed)
+        own = label_scores(probs, labels, score, penalty=0.1, free_ranks=2, seed=seed)
+        assert own.dtype == torch.float64
+        assert torch.allclose(own, every.gather(-1, labels[:, None])[:, 0], rtol=0, atol=1e-12)
 
 
 def test_shares_are_uniform_and_belong_to_their_row() -> None:
@@ -253,6 +268,23 @@ def test_equal_weights_change_nothing() -> None:
     with pytest.warns(CalibrationWarning, match="1 of 2 new examples weigh more"):
         found = weighted_bounds(scores, torch.ones(57).double(), torch.tensor([1.0, 1000.0]).double(), ALPHA)
     assert found[1] == torch.inf
+
+
+def test_a_saved_state_knows_that_there_were_weights() -> None:
+    pred, y = bg.Predictive.from_normal(torch.zeros(99), 1.0), torch.randn(99, generator=generator(8))
+    weighted, plain = ConformalInterval().fit(pred, y, weights=torch.ones(99)), ConformalInterval().fit(pred, y)
+    for fitted in (weighted, plain):
+        state = fitted.state_dict()
+        loaded = ConformalInterval()
+        loaded.load_state_dict(state)
+        assert bool(loaded.is_weighted) == (fitted is weighted)
+    with pytest.raises(BadInput, match="weights= is needed where fit had weights"):
+        loaded(pred, weights=torch.ones(99))
+    # A state of 1.0 says so only where weights differ.
+    old = ConformalInterval().fit(pred, y, weights=torch.linspace(0.5, 1.5, 99)).state_dict()
+    del old["is_weighted"]
+    loaded.load_state_dict(old)
+    assert loaded.is_weighted
 
 
 def test_weights_that_leave_too_little_are_refused() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from bayesguard.calibration.linear import DirichletCalibration, MatrixScaling, VectorScaling
+from bayesguard.calibration.map_likelihood import MapLikelihood
 from bayesguard.errors import CalibrationWarning
 from bayesguard.predictive import CategoricalPredictive
 from tests.calibration.test_linear import OF_CLASSES, Array, centred, classes, gradient, pooled_nll, predicted_nll
@@ -36,7 +37,7 @@ def test_odir_is_the_mean_square(off_diagonal: float, bias: float) -> None:
     assert off_diagonal != 3.0 or np.abs(gradient(objective, found)).max() < 1e-4
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 1000), which=st.integers(0, 2))
 def test_order_of_rows_and_of_classes_does_not_matter(seed: int, which: int) -> None:
     logits, targets = classes(draws=2, count=150, seed=seed)
@@ -97,9 +98,63 @@ def test_too_few_examples_to_choose_by() -> None:
 
 def test_a_search_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = classes()
-    monkeypatch.setattr("bayesguard.calibration.linear_fit._ROUND", 2)
+    monkeypatch.setattr("bayesguard.calibration.trust_region._MOST_PRODUCTS", 1)
     monkeypatch.setattr("bayesguard.calibration.linear_fit.fit_map.__defaults__", (1e-6, 2))
-    with pytest.warns(CalibrationWarning, match="did not converge in 2 iterations"):
+    with pytest.warns(CalibrationWarning, match="did not converge in 2 iterations") as caught:
         scaling = VectorScaling().fit(CategoricalPredictive(logits), targets)
+    assert caught[0].filename == __file__
     assert not scaling.diagnostics["converged"]
     assert scaling.diagnostics["nll_after"] <= scaling.diagnostics["nll_before"]
+
+
+def test_weak_penalties_on_few_examples_converge() -> None:
+    """100 numbers of which 500 examples tell little: plain LBFGS needs thousands of iterations."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(500, 10, generator=generator)
+    targets = logits.softmax(-1).multinomial(1, generator=generator)[:, 0]
+    probs = (1.5 * logits).softmax(-1).double()
+    found = DirichletCalibration(1e-3, 1e-3).double().fit(CategoricalPredictive.from_probs(probs), targets)
+    x, classes_of = probs.log(), torch.arange(10)
+
+    def objective(at: torch.Tensor) -> torch.Tensor:
+        matrix, shift = at[:, :10], at[:, 10]
+        nll = torch.nn.functional.cross_entropy(x @ matrix.T + shift, targets)
+        beside = matrix[classes_of[:, None] != classes_of]
+        ridge = (matrix - torch.eye(10)).square().sum() + shift.square().sum()
+        return nll + 1e-3 * beside.square().mean() + 1e-3 * shift.square().mean() + 1e-6 * ridge
+
+    at = torch.cat([found.weight, found.bias[:, None]], 1).double().requires_grad_()
+    value = objective(at)
+    (slope,) = torch.autograd.grad(value, at)
+    assert slope.norm() < 2e-6
+    assert found.diagnostics["converged"]
+    assert found.diagnostics["iterations"] < 300
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_curvature_is_that_of_autograd(draws: int, diagonal: bool) -> None:
+    logits, targets = classes(draws=draws, count=40)
+    logits[:, :5, 3] = -torch.inf
+    targets[:5] = 0
+    weights = torch.arange(1.0, draws + 1).double()
+    likelihood = MapLikelihood(logits, targets, weights / weights.sum(), VectorScaling._features)
+    generator = torch.Generator().manual_seed(0)
+    shape = (4,) if diagonal else (4, 4)
+    factors, bias, by_factors, by_bias = (
+        torch.randn(size, generator=generator, dtype=torch.float64) for size in (shape, (4,), shape, (4,))
+    )
+
+    def nll(factors: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        mapped_to = (VectorScaling._features(logits) @ (factors.diag() if diagonal else factors).T) + bias
+        log_probs = mapped_to.masked_fill(logits == -torch.inf, -1e9).log_softmax(-1)
+        own = log_probs.gather(-1, targets.expand(draws, -1)[..., None])[..., 0]
+        return -(own + likelihood.weights.log()[:, None]).logsumexp(0).mean()
+
+    _, want = torch.autograd.functional.hvp(nll, (factors, bias), (by_factors, by_bias))
+    got = likelihood.curvature(factors, bias)(by_factors, by_bias)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
+    _, slope = torch.autograd.functional.vjp(nll, (factors, bias))
+    for one, other in zip(likelihood(factors, bias)[1:], slope, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)

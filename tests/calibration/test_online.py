@@ -166,17 +166,17 @@ def test_the_loss_over_every_stretch_is_near_that_of_the_best_expert() -> None:
     assert twin > 1
 
 
-ROWS, CHANGE = 1600, 800
+ROWS, CHANGE, REPEATS = 1600, 800, 6
 
 
 @cache
 def covered_streams(kind: str, stream: str) -> tuple[Tensor, Tensor]:
-    """What was covered, and the levels before, of twelve streams `[12, ROWS]`."""
+    """What was covered, and the levels before, `[REPEATS, ROWS]`."""
     scale = torch.linspace(0.5, 3, ROWS)
     if stream == "jump":
         scale = torch.where(torch.arange(ROWS) < CHANGE, 1.0, 3.0)
     covered, levels = [], []
-    for seed in range(12):
+    for seed in range(REPEATS):
         y = scale * torch.randn(ROWS, generator=generator(50 + seed))
         online: OnlineConformal
         if kind == "tuned":
@@ -196,7 +196,7 @@ def covered_streams(kind: str, stream: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("stream", ["drift", "jump"])
 def test_the_long_run_error_rate_of_the_mean_level(stream: str) -> None:
     shares = covered_streams("tuned", stream)[0].mean(1)
-    error = 5 * (shares.std() / 12**0.5).item()
+    error = 5 * (shares.std() / REPEATS**0.5).item()
     assert abs(shares.mean() - 0.9) < 0.015 + error  # the mean of levels is a little careful
     y = torch.linspace(0.5, 3, ROWS) * torch.randn(ROWS, generator=generator(50))
     lower, upper = fitted()(bg.Predictive.from_normal(torch.zeros(ROWS), 1.0)).interval()
@@ -209,15 +209,15 @@ def test_after_a_change_it_is_sooner_right_than_a_small_step_and_before_it_stead
     small, _ = covered_streams("0.005", "jump")
     _, large = covered_streams("0.128", "jump")
     gain = tuned[:, after].mean(1) - small[:, after].mean(1)
-    error = 5 * (gain.std() / 12**0.5).item()
+    error = 5 * (gain.std() / REPEATS**0.5).item()
     assert gain.mean() > error
     assert abs(tuned[:, after].mean() - 0.9) < abs(small[:, after].mean() - 0.9) - error / 5
     calm = slice(200, CHANGE)
     # Where the level is below 1 / 301, sets hold everything.
     useless = (large[:, calm] < 1 / 301).double().mean(1) - (levels[:, calm] < 1 / 301).double().mean(1)
-    assert useless.mean() > 5 * useless.std() / 12**0.5
+    assert useless.mean() > 5 * useless.std() / REPEATS**0.5
     steadier = large[:, calm].std(1) - levels[:, calm].std(1)
-    assert steadier.mean() > 5 * steadier.std() / 12**0.5
+    assert steadier.mean() > 5 * steadier.std() / REPEATS**0.5
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(BadInput, match="not finite"):
         fitted.set_draws(torch.full((1, 2, 3), torch.nan))
     fitted.set_draws(torch.randn(1, 4, 3))
-    with pytest.raises(BadInput, match="num_samples=9 draws were asked for, and fit kept 4"):
+    with pytest.raises(BadInput, match="num_samples=9 draws were asked for, and there are 4"):
         fitted(torch.zeros(2, 3, dtype=torch.float64), num_samples=9)
     with pytest.raises(BadInput, match="target_accept"):
         sampler(target_accept=1.5)

@@ -230,11 +230,6 @@ def test_bad_input_is_named() -> None:
     for bad in ([1.0], [1.0, -1.0], [0.0, 0.0], [1.0, math.nan]):
         with pytest.raises(BadInput, match="weights"):
             metrics.Accuracy().update([[0.5, 0.5]] * 2, [0, 0], bad)
-    for make in (metrics.AreaUnderRiskCoverage, metrics.ErrorAUROC):
-        with pytest.raises(BadInput, match="takes no weights"):
-            make().update([[0.5, 0.5]] * 2, [0, 0], [1.0, 2.0])
-    with pytest.raises(BadInput, match="takes no weights"):
-        metrics.OODAUROC().update([0.5, 0.2], [0, 1], [1.0, 2.0])
 
 
 WEIGHTED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
@@ -245,6 +240,9 @@ WEIGHTED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "ece l2": lambda p, y, w: M.expected_calibration_error(p, y, norm="l2", debiased=True, weights=w),
     "ece mass": lambda p, y, w: M.expected_calibration_error(p, y, num_bins=10, binning="mass", weights=w),
     "classwise": lambda p, y, w: M.classwise_calibration_error(p, y, weights=w),
+    "aurc": lambda p, y, w: M.area_under_risk_coverage(*top(p, y), weights=w),
+    "error auroc": lambda p, y, w: M.error_auroc(p, y, weights=w),
+    "ood auroc": lambda p, y, w: M.area_under_roc(p, y, weights=w),
     "rmse": lambda p, y, w: M.root_mean_squared_error(p.mean, y, weights=w),
     "crps": lambda p, y, w: M.continuous_ranked_probability_score(p, y, weights=w),
     "real nll": lambda p, y, w: (w @ -p.log_prob(y).mean(-1)) / w.sum(),

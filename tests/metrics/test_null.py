@@ -32,7 +32,7 @@ def labels_of(probs: Tensor, seed: int, count: int) -> Tensor:
     return torch.multinomial(probs, count, replacement=True, generator=generator).t()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(confidences=CONFIDENCES, num_bins=st.integers(1, 20))
 def test_mean_and_draws_are_those_of_all_outcomes(confidences: list[float], num_bins: int) -> None:
     probs = both(confidences)
@@ -101,9 +101,9 @@ def p_values(probs: Tensor, labels: Tensor) -> Tensor:
 
 def test_p_values_of_calibrated_predictions_are_uniform_and_of_others_small() -> None:
     probs = made(300)
-    found = p_values(probs, labels_of(probs, 3, 400))
+    found = p_values(probs, labels_of(probs, 3, 150))
     assert stats.kstest(found.numpy(), "uniform").pvalue > 1e-4
-    found = p_values(probs, labels_of(probs.sqrt(), 3, 50))
+    found = p_values(probs, labels_of(probs.sqrt(), 3, 20))
     assert found.max() < 0.05
 
 

@@ -51,11 +51,6 @@ def cases() -> list[tuple[Callable[[], Any], Any, Tensor]]:
     ]
 
 
-def unweighted(metric: Any) -> bool:
-    """Whether it ranks rows, and takes no weights."""
-    return isinstance(metric, (metrics.AreaUnderRiskCoverage, metrics.ErrorAUROC, metrics.OODAUROC))
-
-
 def work(rank: int, file: str) -> None:
     """Compare, in one of two processes, the synchronised value with that of all rows in one go."""
     import torch.distributed as dist
@@ -65,14 +60,14 @@ def work(rank: int, file: str) -> None:
     wanted = []
     for make, pred, y in cases():
         whole = make()
-        whole.update(pred, y, *(() if unweighted(whole) else (weights,)))
+        whole.update(pred, y, weights)
         wanted.append(whole.compute().item())
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     try:
         for (make, pred, y), value in zip(cases(), wanted, strict=True):
             metric = make()
             for rows in ROWS[rank]:
-                metric.update(pred[rows], y[rows], *(() if unweighted(metric) else (weights[rows],)))
+                metric.update(pred[rows], y[rows], weights[rows])
             alone = metric.compute().item()
             if abs(alone - value) > 1e-12:
                 raise ValueError(f"{metric} on rank {rank}: {alone} is not {value}")

@@ -206,10 +206,10 @@ def test_sums_of_drawn_labels_are_those_of_pairs(seed: int) -> None:
 def test_p_values_are_uniform_only_under_calibration(block_size: int) -> None:
     def p_values(sharpen: float) -> list[float]:
         some: dict[str, Any] = {"num_resamples": 99, "block_size": block_size}
-        return [calibration_test(*made(60, 3, seed, sharpen), seed, **some).item() for seed in range(300)]
+        return [calibration_test(*made(60, 3, seed, sharpen), seed, **some).item() for seed in range(120)]
 
     # The values are 1/100, ..., 1: made continuous, they are uniform, not merely nearly so.
-    noise = np.random.default_rng(0).uniform(0, 1 / 100, 300)
+    noise = np.random.default_rng(0).uniform(0, 1 / 100, 120)
     assert stats.kstest(np.array(p_values(1.0)) - noise, "uniform").pvalue > 1e-3
     unfair = np.array(p_values(4.0))
     assert stats.kstest(unfair - noise, "uniform").pvalue < 1e-10

@@ -26,7 +26,7 @@ def problem(settings: Settings, rows: int, classes: int) -> tuple[Tensor, Tensor
 
 def dirichlet(settings: Settings) -> list[Row]:
     """Time the fit of Dirichlet calibration, its penalties given, beside twenty evaluations of its loss and gradient."""
-    # With 1,000 classes the map has a million numbers, and one fit takes minutes.
+    # With 1,000 classes the map has a million numbers.
     probs, labels = problem(settings, 20_000, 10 if settings.quick else 100)
 
     def ours() -> None:

@@ -1,0 +1,103 @@
+"""UCI regression: the table's numbers by hand, a tiny run from end to end, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bayesguard import Predictive
+from bayesguard.benchmarks import uci
+from bayesguard.benchmarks.cells import spread
+from bayesguard.benchmarks.datasets import Standardised
+from bayesguard.benchmarks.published import UCI_SETS, Published
+from bayesguard.cli import main
+from bayesguard.errors import BadInput
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A set of 60 rows in the documented format, with two splits."""
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(60, 3)).astype(np.float32)
+    targets = (100 + 5 * inputs[:, 0] + generator.normal(size=60)).astype(np.float32)
+    tests = np.stack([np.arange(6), np.arange(6, 12)]).astype(np.int32)
+    (tmp_path / "uci").mkdir()
+    np.savez(tmp_path / "uci" / "yacht.npz", X=inputs, y=targets, test_index=tests)
+    return tmp_path
+
+
+def test_scores_are_in_the_targets_own_unit() -> None:
+    nothing = np.zeros(0, dtype=np.float32)
+    split = Standardised(nothing, nothing, nothing, nothing, target_mean=10.0, target_sd=4.0)
+    predictive = Predictive.from_normal(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))
+    found = uci.scores(predictive, torch.tensor([0.5, 0.0]), split)
+    assert found["rmse"] == pytest.approx(4 * math.sqrt((0.25 + 1) / 2))
+    # N(10, 4^2) at 12 and N(14, 8^2) at 10.
+    by_hand = [0.5 * math.log(2 * math.pi * s**2) + (y - m) ** 2 / (2 * s**2) for m, s, y in ((10, 4, 12), (14, 8, 10))]
+    assert found["nll"] == pytest.approx(sum(by_hand) / 2)
+    assert found["nll_normal"] == pytest.approx(found["nll"])
+
+
+def test_a_mixture_has_two_likelihoods() -> None:
+    nothing = np.zeros(0, dtype=np.float32)
+    split = Standardised(nothing, nothing, nothing, nothing, target_mean=0.0, target_sd=1.0)
+    predictive = Predictive.from_normal(torch.tensor([[-1.0], [1.0]]), 0.1, draws=True)
+    found = uci.scores(predictive, torch.tensor([1.0]), split)
+    assert found["nll"] == pytest.approx(math.log(2) + 0.5 * math.log(2 * math.pi * 0.01), abs=1e-6)
+    assert found["nll_normal"] == pytest.approx(0.5 * math.log(2 * math.pi * 1.01) + 1 / 2.02, abs=1e-6)
+
+
+def test_every_method_runs_and_goes_on_where_it_stopped(folder: Path) -> None:
+    said: list[str] = []
+    records = uci.run("yacht", budget="small", out=folder / "out", data_dir=folder, say=said.append)
+    assert [record["method"] for record in records] == list(uci.METHODS)
+    assert all(math.isfinite(record["values"]["nll"]) for record in records)
+    assert "| MC dropout |" in said[0]
+    assert "0.67 ± 0.05" in said[0]  # published
+    kept = json.loads((folder / "out" / "uci-yacht.json").read_text())
+    assert kept["meta"] == {"benchmark": "uci", "data": "yacht", "budget": "small"}
+    again = uci.run("yacht", budget="small", out=folder / "out", data_dir=folder, say=said.append)
+    assert again == records
+    summary = uci.summary(folder / "out")
+    assert summary.count("\n") == 1 + 2 * (len(uci.METHODS) + 2)
+    assert all(name in summary for name in UCI_SETS)
+
+
+def test_methods_differ_by_the_seed_of_the_split(folder: Path) -> None:
+    recipe = uci.METHODS["dropout_ensemble"]
+    first, second = (recipe.build(recipe, 3, 5, seed) for seed in (0, 1))
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+
+
+def test_within_one_published_standard_error() -> None:
+    assert uci.holds(spread([1.0, 1.1]), Published(1.0, 0.05))
+    assert not uci.holds(spread([1.0, 1.2]), Published(1.0, 0.05))
+    assert uci.best_published("yacht") == 1.18
+    assert uci.best_published("kin8nm") == -1.20
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"methods": ["gp"]}, "methods must be among deterministic, .*, got gp"),
+        ({"methods": []}, "got none"),
+        ({"budget": "large"}, "budget must be 'full' or 'small', got 'large'"),
+        ({"splits": 3}, "splits must be from 1 to 2 for yacht, got 3"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(folder: Path, given: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        uci.run("yacht", out=folder / "out", data_dir=folder, **given)  # type: ignore[arg-type]
+
+
+def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([
+            *("benchmark", "uci", "--data", "yacht", "--budget", "small", "--methods", "deterministic"),
+            *("--out", str(folder / "out"), "--data-dir", str(folder)),
+        ])  # fmt: skip
+    assert done.value.code == 0
+    assert "| Deterministic |" in capsys.readouterr().out
