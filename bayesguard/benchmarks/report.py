@@ -46,14 +46,17 @@ def write(root: str | Path = ".", *, say: Callable[[str], None] = print) -> list
     """Write the tables of README and docs anew from `benchmarks/results`, and return the pages that changed.
 
     Raises:
-        BadInput: A table that is not among the results.
+        BadInput: A table that is not among the results, or a folder that is not the repository's.
         BadFile: A result file that cannot be shown.
     """
+    results = Path(root) / "benchmarks" / "results"
+    if not results.is_dir():
+        raise BadInput(f"{results} does not exist; run --write in the folder of the repository")
     changed = []
     for path in pages(root):
         text = path.read_text(encoding="utf-8")
         try:
-            new = rewritten(text, Path(root) / "benchmarks" / "results")
+            new = rewritten(text, results)
         except BayesguardError as error:
             raise type(error)(f"{path}: {error}") from error
         if new != text:

@@ -99,6 +99,11 @@ def test_a_damaged_or_unknown_file_is_one_line(tmp_path: Path) -> None:
     assert "2.00 <small>± 0.58</small>" in text
 
 
+def test_tables_are_written_in_the_repository_only(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="run --write in the folder of the repository"):
+        report.write(tmp_path)
+
+
 def test_no_results(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no result files"):
         report.run(tmp_path)
