@@ -28,6 +28,7 @@ Network = Annotated[
 Members = Annotated[int | None, typer.Option(help="Networks of the ensemble; 10 by default.")]
 Samples = Annotated[int | None, typer.Option(help="Draws in one prediction; 300 by default.")]
 RESULTS = Path("results")
+RESULT_FILES = Path("benchmarks/results")
 
 
 @benchmark.command()
@@ -316,6 +317,23 @@ def speed(
         peers=peers,
         out=out,
     )
+
+
+@benchmark.command()
+def report(
+    results: Annotated[Path, typer.Option(help="Folder of the result files.")] = RESULT_FILES,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS / "benchmarks.html",
+    write: Annotated[
+        bool, typer.Option("--write", help="Also write the tables of README.md and docs in this folder anew.")
+    ] = False,
+) -> None:
+    """Every stored result as one page, and the tables of README and docs."""
+    from bayesguard.benchmarks.report import run
+    from bayesguard.benchmarks.report import write as write_tables
+
+    run(results, out=out)
+    if write:
+        write_tables(".")
 
 
 def _run_cells(

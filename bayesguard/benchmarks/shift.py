@@ -6,9 +6,11 @@ method, published numbers and costs in `bayesguard.benchmarks.cifar10_c`.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -120,6 +122,7 @@ def run(
     chosen = choose_device(device)
     images, settings = load(data, seed=seed, limit=limit, data_dir=data_dir), SETTINGS[data]
     evaluations: dict[str, Evaluation] = {}
+    began = time.perf_counter()
     for name in methods:
         label, build = METHODS[name]
         start = time.perf_counter()
@@ -132,7 +135,16 @@ def run(
         evaluations[f"{label} + T={temperature:.2f}"] = evaluate(predictor)
         took = time.perf_counter() - trained
         say(f"{label}: trained in {trained - start:.1f} s, evaluated in {took:.1f} s, {predictor.strategy}")
-    _write(evaluations, images, Path(out), seed, str(chosen), say)
+    seconds = round(time.perf_counter() - began, 1)
+    meta: dict[str, object] = {
+        "data": images.name,
+        "methods": list(methods),
+        "seed": seed,
+        "epochs": epochs,
+        "limit": limit,
+    }
+    meta |= {"device": str(chosen), "seconds": seconds}
+    _write(evaluations, meta, Path(out), say)
     return evaluations
 
 
@@ -174,33 +186,39 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _write(
-    evaluations: dict[str, Evaluation],
-    images: ImageSet,
-    out: Path,
-    seed: int,
-    device: str,
-    say: Callable[[str], None],
-) -> None:
+def _write(evaluations: dict[str, Evaluation], meta: dict[str, object], out: Path, say: Callable[[str], None]) -> None:
     from bayesguard import plots, report
     from bayesguard.results import combined_table
 
     out.mkdir(parents=True, exist_ok=True)
-    name = f"shift-{images.name}"
+    name = f"shift-{meta['data']}"
     table = combined_table(evaluations)
     say(f"\n{table}\n")
     meta = {
-        "data": images.name,
-        "seed": seed,
-        "device": device,
+        **meta,
+        "date": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "version": bg.__version__,
     }
-    results = {label: json.loads(evaluation.to_json()) for label, evaluation in evaluations.items()}
+    results = {
+        label: {**json.loads(evaluation.to_json()), "reliability": _reliability(evaluation)}
+        for label, evaluation in evaluations.items()
+    }
     (out / f"{name}.json").write_text(json.dumps({"meta": meta, "results": results}, indent=1) + "\n")
     plots.metric_against_severity(evaluations, "ece").savefig(out / f"{name}-ece.png", dpi=150)
     plots.metric_against_severity(evaluations, "nll").savefig(out / f"{name}-nll.png", dpi=150)
     plots.reliability_diagram(evaluations).savefig(out / f"{name}-reliability.png", dpi=150)
-    report.to_html(evaluations, out / f"{name}.html", title=f"Calibration under shift: {images.name}")
+    report.to_html(evaluations, out / f"{name}.html", title=f"Calibration under shift: {meta['data']}")
     for suffix in (".json", "-ece.png", "-nll.png", "-reliability.png", ".html"):
         say(f"wrote {out / (name + suffix)}")
+
+
+def _reliability(evaluation: Evaluation) -> dict[str, dict[str, list[float | None]]]:
+    """Return the reliability bins of each severity as plain numbers; empty bins have None."""
+    return {
+        f"{severity:g}": {
+            name: [value if math.isfinite(value) else None for value in values.tolist()]
+            for name, values in vars(bins).items()
+        }
+        for severity, bins in evaluation.reliability.items()
+    }

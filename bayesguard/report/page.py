@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -39,16 +39,23 @@ def to_html(evaluations: Mapping[str, Evaluation], path: str | Path, *, title: s
         body += [parts.classes(classified), parts.groups(classified)]
     body += [parts.shifts(evaluations), tables.by_metric(evaluations), tables.words(evaluations)]
     body += [tables.settings(evaluations), '<div id="tip" role="status" hidden></div>']
-    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    write_text(path, document(title, body, (_FOLDER / "script.js").read_text(encoding="utf-8")))
+
+
+def document(title: str, body: Sequence[str], script: str = "") -> str:
+    """Return a page of the given parts in the style of all pages, which needs nothing from any network."""
+    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
     # The browser itself refuses whatever is not in the page, and any script or style but these two.
-    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
-    write_text(
-        path,
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}"
+    if script:
+        policy += f"; script-src {_hash(script)}"
+        script = f"<script>{script}</script>"
+    return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{style}</style></head>\n<body>\n'
         + "\n".join(part for part in body if part)
-        + f"\n<script>{script}</script></body></html>\n",
+        + f"\n{script}</body></html>\n"
     )
 
 

@@ -1,0 +1,1 @@
+"""Stored results: as one page, and as the tables of README and docs."""

@@ -1,0 +1,301 @@
+"""Which benchmark a result file is of, what it asks, its tables, its figures, and the command that makes it again.
+
+A new benchmark adds an entry to `REGISTRY`. Its key is the word that the names of its files begin with, unless it says `files`.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from bayesguard.benchmarks import (
+    adversarial,
+    cifar10_c_tables,
+    intervals,
+    mnist_shift,
+    noise,
+    ood,
+    shift,
+    tabular_tables,
+    text_tables,
+    uci,
+    unseen,
+)
+from bayesguard.benchmarks.cells import Record
+from bayesguard.benchmarks.speed.measure import Spread as Range
+from bayesguard.benchmarks.speed.table import Row, as_markdown
+from bayesguard.benchmarks.stored import shift_figures, shift_tables, uci_figure
+from bayesguard.benchmarks.stored.files import Content
+from bayesguard.errors import BadInput
+
+Figures = Callable[[Mapping[str, Content]], str]
+
+
+class Benchmark(NamedTuple):
+    """How the results of one benchmark are shown.
+
+    Attributes:
+        title: Of its section.
+        question: What was asked.
+        table: From what a file holds to Markdown; a line that ends with a colon is the title of the table after it.
+        command: From what a file holds to the command that makes it again.
+        needs: What has to be there to run it, beside the package.
+        figures: From the files that could be read, by name without ending, to markup.
+        summary: From the folder to Markdown about all of its files together.
+        files: Pattern of the names of its files, without ending, where they do not begin with the key, or another's do, too.
+    """
+
+    title: str
+    question: str
+    table: Callable[[Content], str]
+    command: Callable[[Content], str]
+    needs: str
+    figures: Figures | None = None
+    summary: Callable[[Path], str] | None = None
+    files: str | None = None
+
+
+def benchmark_of(stem: str) -> str:
+    """Return the key of a file's benchmark from its name without the ending.
+
+    Raises:
+        BadInput: No benchmark of that name.
+    """
+    for key, benchmark in REGISTRY.items():
+        if benchmark.files is not None and re.fullmatch(benchmark.files, stem):
+            return key
+    key = stem.partition("-")[0]
+    if key not in REGISTRY or REGISTRY[key].files is not None:
+        raise BadInput(f"{stem}.json is of no known benchmark; known are {', '.join(REGISTRY)}")
+    return key
+
+
+def command(name: str, **options: object) -> str:
+    """Return a command line; options that are None are left out.
+
+    Examples:
+        >>> command("uci", data="yacht", methods=["ensemble", "dropout"], jobs=None)
+        'python -m benchmarks.uci --data yacht --methods ensemble,dropout --out results'
+    """
+    words = ["python", "-m", f"benchmarks.{name}"]
+    for option, value in options.items():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += [f"--{option.replace('_', '-')}", text]
+    return " ".join([*words, "--out results"])
+
+
+def _of_cells(records: Sequence[Record], *names: str) -> dict[str, object]:
+    """Return the options that every benchmark of cells has, and those of its settings that are named."""
+    settings = records[0]["settings"]
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    budget = settings.get("budget")
+    return {
+        "methods": methods,
+        "seeds": len({record["seed"] for record in records}),
+        **{name: settings[name] for name in names},
+        "budget": None if budget == "full" else budget,
+    }
+
+
+def _uci(content: Content) -> str:
+    options = _of_cells(content["cells"])
+    return command("uci", data=content["meta"]["data"], splits=options.pop("seeds"), **options)
+
+
+def _tabular(content: Content) -> str:
+    return command("tabular", data=content["meta"]["data"], **_of_cells(content["cells"]))
+
+
+def _adversarial(content: Content) -> str:
+    cells = content["cells"]
+    return command("adversarial", data=cells[0]["data"], **_of_cells(cells, "attack"))
+
+
+def _mnist_shift(content: Content) -> str:
+    options = _of_cells(content["cells"], "network", "members", "epochs", "samples")
+    # The command mnist-shift has every option of the benchmark; python -m benchmarks.shift has those of other data, too.
+    words = command("shift", data=content["meta"]["data"], shift=content["meta"]["shift"], **options)
+    return words.replace("python -m benchmarks.shift", "bayesguard benchmark mnist-shift")
+
+
+def _ood(content: Content) -> str:
+    cells, train = content["cells"], content["meta"]["train"]
+    return command(
+        "ood", train=train, ood=_foreign(content), **_of_cells(cells, "network", "members", "epochs", "samples")
+    )
+
+
+def _foreign(content: Content) -> list[str]:
+    return list(next(iter(content["cells"][0]["values"]["rows"].values()))["ood"])
+
+
+def _shift(content: Content) -> str:
+    meta = content["meta"]
+    some = list(meta.get("methods", ()))
+    return command(
+        "shift",
+        data=meta["data"],
+        methods=None if some in ([], list(shift.METHODS)) else some,
+        device=meta["device"],
+        seed=meta["seed"],
+        epochs=meta.get("epochs"),
+        limit=meta.get("limit"),
+    )
+
+
+def _cifar10_c(content: Content) -> str:
+    cells = content["cells"]
+    small = cells[0]["settings"]["budget"] == "small"
+    options = _of_cells(cells, "suite", *(() if small else ("network", "epochs")))
+    return command("shift", data="cifar10", seed=min(cell["seed"] for cell in cells) or None, **options)
+
+
+def _speed(content: Content) -> str:
+    machine = content["machine"]
+    device = "cuda" if machine["gpu"] else "cpu"
+    return command("speed", device=device, repeats=content["repeats"], threads=machine["threads"])
+
+
+def _ood_tables(content: Content) -> str:
+    cells, train = content["cells"], content["meta"]["train"]
+    parts = [f"{ood.described(cells)}."]
+    parts += [f"{train} against {name}:\n\n{ood.table(cells, train, name)}" for name in _foreign(content)]
+    if "fashion_mnist" in _foreign(content) and train == "mnist":
+        parts.append(ood.target(cells))
+    return "\n\n".join(parts)
+
+
+def _mnist_tables(content: Content) -> str:
+    cells, kind = content["cells"], content["meta"]["shift"]
+    curves = mnist_shift.curves_of(cells, kind)
+    found = mnist_shift.claims(curves, kind)
+    told = "\n".join(f"- {'held' if claim.held else 'did not hold'}: {claim.text} ({claim.numbers})" for claim in found)
+    return "\n\n".join(
+        [f"{mnist_shift.described(cells)}.", f"Means over all levels of {kind}:", mnist_shift.table(curves), told]
+    )
+
+
+def _text_tables(content: Content) -> str:
+    cells = content["cells"]
+    head, rule, *rows = text_tables.detection_table(cells).splitlines()
+    calibrated = [row for row in rows if "+ temperature" in row]
+    titled = {
+        "In scope": text_tables.table(cells),
+        "Outside every intent, as trained": "\n".join([head, rule, *(row for row in rows if row not in calibrated)]),
+        "Outside every intent, calibrated": "\n".join([head, rule, *calibrated]),
+        "Costs": text_tables.cost_table(cells),
+    }
+    return "\n\n".join([*(f"{title}:\n\n{table}" for title, table in titled.items()), content["meta"]["note"]])
+
+
+def _noise_tables(content: Content) -> str:
+    human = content["meta"]["labels"] == "cifar10h"
+    rows = (noise.human_table if human else noise.noise_table)(content["cells"])
+    return f"{rows}\n\nBudget: {content['meta']['budget']} ({content['meta']['protocol']})."
+
+
+def _adversarial_tables(content: Content) -> str:
+    by_radius, onsets = adversarial.table(content["cells"]).split("\n\n")
+    return f"By radius:\n\n{by_radius}\n\nWhere entropy rises and accuracy falls, by seed:\n\n{onsets}"
+
+
+def speed_rows(content: Content) -> list[Row]:
+    """Return the rows of a speed file."""
+    kept = [{name: value for name, value in row.items() if name in Row.__dataclass_fields__} for row in content["rows"]]
+    return [Row(**{**row, "value": Range(**row["value"])}) for row in kept]
+
+
+REGISTRY: dict[str, Benchmark] = {
+    "shift": Benchmark(
+        "Calibration under shift",
+        "A network is trained and calibrated on clean data; is its confidence still to be believed when the data drift away?",
+        shift_tables.of_evaluations,
+        _shift,
+        "digits: nothing; other data: their images",
+        shift_figures.of_evaluations,
+    ),
+    "cifar10-c": Benchmark(
+        "CIFAR-10-C",
+        "Every method on CIFAR-10 under corruptions, beside the published numbers.",
+        lambda content: cifar10_c_tables.table(content["cells"]),
+        _cifar10_c,
+        "CIFAR-10, CUDA",
+        shift_figures.of_evaluations,
+        files=r"shift-cifar10-c.*",
+    ),
+    "mnist-shift": Benchmark(
+        "Rotated and translated MNIST",
+        "The same for digits that are turned or moved (Ovadia et al. 2019, NeurIPS, section 4.1).",
+        _mnist_tables,
+        _mnist_shift,
+        "MNIST",
+        shift_figures.of_levels,
+        files=r"shift-\w+-(rotation|translation)",
+    ),
+    "unseen": Benchmark(
+        "Kinds of shift that calibration never saw",
+        "A family of perturbations is left out of calibration and tested on, each in turn.",
+        lambda content: unseen.table(content["summary"]),
+        lambda content: command("unseen", data=content["meta"]["data"], seed=content["meta"]["seed"]),
+        "digits: nothing; other data: their images",
+    ),
+    "ood": Benchmark(
+        "Images of another kind",
+        "How well uncertainty tells images of another data set from test data.",
+        _ood_tables,
+        _ood,
+        "the data sets named",
+    ),
+    "uci": Benchmark(
+        "UCI regression",
+        "RMSE and negative log-likelihood on the standard splits, beside the published numbers.",
+        lambda content: uci.table(content["cells"]),
+        _uci,
+        "the data set named",
+        uci_figure.dots,
+        uci.summary,
+    ),
+    "tabular": Benchmark(
+        "Tables under natural shift",
+        "Groups of people, and streams that drift away from what was trained on.",
+        lambda content: tabular_tables.report(content["cells"]),
+        _tabular,
+        "the data set named",
+    ),
+    "text": Benchmark(
+        "Queries out of scope",
+        "A network sorts short queries into intents; does it know which belong to none?",
+        _text_tables,
+        lambda content: command("text", data=content["meta"]["data"], **_of_cells(content["cells"])),
+        "CLINC150, Banking77",
+    ),
+    "noise": Benchmark(
+        "Labels by people",
+        "Is the doubt of a network that of people, and what do people's mistakes do to calibration?",
+        _noise_tables,
+        lambda content: command("noise", labels=content["meta"]["labels"], **_of_cells(content["cells"])),
+        "CIFAR-10 with CIFAR-10H or CIFAR-10N",
+    ),
+    "adversarial": Benchmark(
+        "Adversarial radii",
+        "Does uncertainty rise before accuracy falls, when images are changed against the method?",
+        _adversarial_tables,
+        _adversarial,
+        "digits: nothing; other data: their images",
+    ),
+    "intervals": Benchmark(
+        "Coverage of intervals",
+        "How often the 95 % intervals of evaluations hold the true number of a model that is known, in %.",
+        lambda content: intervals.table(content["coverage"]),
+        lambda content: command("intervals", runs=content["meta"]["runs"], seed=content["meta"]["seed"]),
+        "nothing",
+    ),
+    "speed": Benchmark(
+        "Speed and memory",
+        "What uncertainty costs: ratios to the plain way, beside other libraries and what the arithmetic allows.",
+        lambda content: as_markdown(speed_rows(content)),
+        _speed,
+        "the other libraries: extra `peers`",
+    ),
+}
