@@ -19,14 +19,13 @@ from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
 from bayesguard.metrics.parts import in_parts
 from bayesguard.metrics.registry import kind_of, specs_for
+from bayesguard.metrics.scores import NUM_BINS
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictor import Predictor
 from bayesguard.results import CLEAN, Answers, Evaluation
 from bayesguard.sheet import NUM_RESAMPLES, Interval, Sheet
 from bayesguard.shifting import AnyShift as AnyShift
 from bayesguard.shifting import chosen_shifts, shifting
-
-_NUM_BINS = 15
 
 
 def evaluate(
@@ -214,19 +213,19 @@ def _part_answers(predictive: Predictive, targets: Tensor) -> list[Tensor]:
 def _by_class(predictive: Predictive, targets: Tensor) -> BinnedSums | None:
     if not isinstance(predictive, CategoricalPredictive):
         return None
-    return BinnedSums.of_classes(predictive.probs.flatten(0, -2), targets.long().flatten(), _NUM_BINS)
+    return BinnedSums.of_classes(predictive.probs.flatten(0, -2), targets.long().flatten(), NUM_BINS)
 
 
 def _by_group(answers: Answers, rows: Tensor, count: int) -> BinnedSums:
     """Return the sums over bins of some examples; dense ones have several answers each."""
     promised, outcome = (values.reshape(count, -1)[rows].flatten() for values in (answers.promised, answers.outcome))
-    return BinnedSums.of(promised, outcome, bin_index(promised, _NUM_BINS, "width"), _NUM_BINS)
+    return BinnedSums.of(promised, outcome, bin_index(promised, NUM_BINS, "width"), NUM_BINS)
 
 
 def _bins(parts: list[Answers], confidence_level: float) -> ReliabilityBins:
     """Return the bins of several shifts pooled; each shows the same examples, which count once in the intervals."""
     promised, outcome = (torch.cat([getattr(part, name) for part in parts]) for name in ("promised", "outcome"))
-    bins = bins_of(promised, outcome, _NUM_BINS, "width", confidence_level)
+    bins = bins_of(promised, outcome, NUM_BINS, "width", confidence_level)
     count = bins.count / len(parts)
     limits = wilson_interval(bins.accuracy * count, count, confidence_level)
     return replace(bins, accuracy_lower=limits[0], accuracy_upper=limits[1])

@@ -99,12 +99,17 @@ def collect(records: Sequence[Record], path: str | Path, **meta: Any) -> None:
     to_json({"meta": meta, "cells": list(records)}, path)
 
 
-def check_run(methods: Sequence[str], known: Iterable[str], budget: str, seeds: int = 1) -> None:
-    """Raise BadInput for what no benchmark can run: unknown methods or none, an unknown budget, or no seeds."""
+def check_methods(methods: Sequence[str], known: Iterable[str]) -> None:
+    """Raise BadInput for unknown methods, or none."""
     named = list(known)
     unknown = [name for name in methods if name not in named]
     if unknown or not methods:
         raise BadInput(f"methods must be among {', '.join(named)}, got {', '.join(unknown) or 'none'}")
+
+
+def check_run(methods: Sequence[str], known: Iterable[str], budget: str, seeds: int = 1) -> None:
+    """Raise BadInput for what no benchmark can run: unknown methods or none, an unknown budget, or no seeds."""
+    check_methods(methods, known)
     if budget not in ("full", "small"):
         raise BadInput(f"budget must be 'full' or 'small', got {budget!r}")
     if seeds < 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import bayesguard as bg
 from bayesguard.benchmarks import recipes
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
+from bayesguard.benchmarks.cells import Cell, Record, check_methods, collect, measure_all
 from bayesguard.benchmarks.cifar10_c_tables import table
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.recipes import METHODS, Plan
@@ -80,9 +80,7 @@ def run(
     Raises:
         BadInput: An unknown suite, method, network, budget or device.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise BadInput(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
+    check_methods(methods, METHODS)
     for name, given, allowed in (
         ("suite", suite, SUITES),
         ("network", network, NETWORKS),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import bayesguard as bg
-from bayesguard.benchmarks.cells import Cell, Record, measure_all
+from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
 from bayesguard.benchmarks.datasets import ImageSet, load, ood_images
 from bayesguard.benchmarks.detection import Scores, detection, scores
 from bayesguard.benchmarks.image_recipes import METHODS, NETWORKS, recipe_of, trained
@@ -232,3 +232,18 @@ def _seconds(predictor: Predictor, inputs: Tensor) -> float:
         predictor.predict(inputs).probs.cpu()
         times.append(time.perf_counter() - start)
     return min(times[1:])
+
+
+def collect_rows(
+    records: Sequence[Record],
+    path: str | Path,
+    keep: Callable[[dict[str, Any]], dict[str, Any] | None],
+    **meta: str,
+) -> None:
+    """Write the records of a run with what `keep` leaves of each row; rows of which it leaves nothing are dropped."""
+    kept = []
+    for record in records:
+        values = record["values"]
+        rows = {row: part for row, found in values["rows"].items() if (part := keep(found)) is not None}
+        kept.append({**record, "values": {"rows": rows, "costs": values["costs"]}})
+    collect(kept, path, **meta)

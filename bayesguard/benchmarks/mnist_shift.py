@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bayesguard.benchmarks.cells import Record, Spread, collect, spread
-from bayesguard.benchmarks.image_cells import FOREIGN, SHIFTS, records_of
+from bayesguard.benchmarks.cells import Record, Spread, spread
+from bayesguard.benchmarks.image_cells import FOREIGN, SHIFTS, collect_rows, records_of
 from bayesguard.benchmarks.image_recipes import METHODS
 from bayesguard.errors import BadFile, BadInput
 
@@ -70,15 +70,8 @@ def run(
 
 def write(records: Sequence[Record], path: str | Path, **meta: str) -> None:
     """Keep the curves of one shift, without what the same cells say of other sets."""
-    kept = []
-    for record in records:
-        values = record["values"]
-        rows = {
-            row: {"shifts": {kind: found["shifts"][kind] for kind in ("clean", meta["shift"])}}
-            for row, found in values["rows"].items()
-        }
-        kept.append({**record, "values": {"rows": rows, "costs": values["costs"]}})
-    collect(kept, path, **meta)
+    kinds = ("clean", meta["shift"])
+    collect_rows(records, path, lambda found: {"shifts": {kind: found["shifts"][kind] for kind in kinds}}, **meta)
 
 
 def curves_of(records: Sequence[Record], shift: str) -> Curves:

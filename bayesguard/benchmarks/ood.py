@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bayesguard.benchmarks.cells import Record, Spread, collect, spread
-from bayesguard.benchmarks.image_cells import FOREIGN, records_of
+from bayesguard.benchmarks.cells import Record, Spread, spread
+from bayesguard.benchmarks.image_cells import FOREIGN, collect_rows, records_of
 from bayesguard.benchmarks.image_recipes import METHODS
 from bayesguard.benchmarks.mnist_shift import shown
 from bayesguard.benchmarks.published import LAPLACE_REDUX_MNIST_AUROC, LAPLACE_REDUX_MNIST_CONFIDENCE
@@ -60,16 +60,13 @@ def run(
 
 def write(records: Sequence[Record], path: str | Path, **meta: str) -> None:
     """Keep what concerns the foreign sets, and the quality on test data."""
-    kept = []
-    for record in records:
-        values = record["values"]
-        rows = {
-            row: {"clean": found["shifts"]["clean"]["0"], "confidence": found["confidence"], "ood": found["ood"]}
-            for row, found in values["rows"].items()
-            if found["ood"]
-        }
-        kept.append({**record, "values": {"rows": rows, "costs": values["costs"]}})
-    collect(kept, path, **meta)
+
+    def kept(found: dict[str, Any]) -> dict[str, Any] | None:
+        if not found["ood"]:
+            return None
+        return {"clean": found["shifts"]["clean"]["0"], "confidence": found["confidence"], "ood": found["ood"]}
+
+    collect_rows(records, path, kept, **meta)
 
 
 def described(records: Sequence[Record]) -> str:

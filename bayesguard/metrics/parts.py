@@ -11,9 +11,6 @@ from bayesguard.metrics.registry import MetricSpec, Scores
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
-# The likelihood, and sets that a calibrator promises.
-_OF_THE_WHOLE = ("nll", "set_coverage_90", "set_size_90")
-
 
 def in_parts(
     compute: Callable[[Predictive, Tensor], Sequence[Tensor]], predictive: Predictive, targets: Tensor
@@ -46,7 +43,7 @@ def scores_of(specs: Sequence[MetricSpec], predictive: Predictive, targets: Tens
     def tensors(part: Predictive, answers: Tensor) -> list[Tensor]:
         # Most ask for nothing but the probabilities, which are then computed once.
         probs = part.probs if isinstance(part, CategoricalPredictive) else part
-        latest[:] = [spec.scores(part if spec.name in _OF_THE_WHOLE else probs, answers) for spec in specs]
+        latest[:] = [spec.scores(probs if spec.from_probs else part, answers) for spec in specs]
         return [getattr(scores, name) for scores in latest for name in _tensor_names(scores)]
 
     try:

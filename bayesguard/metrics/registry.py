@@ -64,6 +64,7 @@ class MetricSpec:
         keep: What `scores` calls with input that was checked.
         bounds: Smallest and largest value there can be.
         default: Whether `evaluate` computes it unless told otherwise.
+        from_probs: Whether class probabilities alone are enough for it.
     """
 
     name: str
@@ -73,6 +74,7 @@ class MetricSpec:
     keep: Callable[[Any, Tensor], Scores]
     bounds: tuple[float, float] = (0.0, float("inf"))
     default: bool = True
+    from_probs: bool = True
 
     def scores(self, predictive: Pred, targets: Tensor) -> Scores:
         """Return what is needed of predictions and their targets `[N, ...]`.
@@ -301,7 +303,7 @@ EVALUATION_METRICS: dict[str, MetricSpec] = {
     spec.name: spec
     for spec in (
         MetricSpec("accuracy", "accuracy", "higher", _CLASSES, _accuracy, (0.0, 1.0)),
-        MetricSpec("nll", "NLL (nats)", "lower", (*_CLASSES, "continuous", "count"), _nll, _ANY_REAL),
+        MetricSpec("nll", "NLL (nats)", "lower", (*_CLASSES, "continuous", "count"), _nll, _ANY_REAL, from_probs=False),
         MetricSpec("brier", "Brier", "lower", _CLASSES, _brier, (0.0, 2.0)),
         MetricSpec("ece", "ECE", "lower", _CLASSES, _ece, (0.0, 1.0)),
         MetricSpec("classwise_ece", "class-wise ECE", "lower", ("categorical",), _classwise, (0.0, 1.0), False),
@@ -348,8 +350,19 @@ EVALUATION_METRICS: dict[str, MetricSpec] = {
             (0.0, 0.25),
             False,
         ),
-        MetricSpec("set_coverage_90", "coverage of 90 % sets", "none", _CLASSES, _set_coverage, (0.0, 1.0), False),
-        MetricSpec("set_size_90", "classes in 90 % sets", "lower", _CLASSES, _set_size, default=False),
+        MetricSpec(
+            "set_coverage_90",
+            "coverage of 90 % sets",
+            "none",
+            _CLASSES,
+            _set_coverage,
+            (0.0, 1.0),
+            False,
+            from_probs=False,
+        ),
+        MetricSpec(
+            "set_size_90", "classes in 90 % sets", "lower", _CLASSES, _set_size, default=False, from_probs=False
+        ),
         MetricSpec("rmse", "RMSE", "lower", _REAL, _rmse),
         MetricSpec("crps", "CRPS", "lower", _REAL, _crps),
         MetricSpec("coverage_90", "coverage of 90 % intervals", "none", _REAL, _coverage, (0.0, 1.0)),
