@@ -47,11 +47,27 @@ def shift(
     network: Annotated[str | None, typer.Option(help="cifar10 only: resnet20 (default), resnet18, ...")] = None,
     seeds: Annotated[int | None, typer.Option(help="cifar10 only: how many, from --seed on. One by default.")] = None,
     jobs: Annotated[int | None, typer.Option(help="cifar10 only: processes.")] = None,
-    shift: Annotated[str | None, typer.Option(help="rotation or translation: as the command mnist-shift.")] = None,
+    shift: Annotated[
+        str | None, typer.Option(help="rotation or translation, as the command mnist-shift; labels, as label-shift.")
+    ] = None,
 ) -> None:
     """Calibration on shifted data, before and after temperature scaling."""
     named = [*(method or []), *([] if methods == "all" else _names(methods))]
     common: dict[str, Any] = {"device": device, "out": out, "epochs": epochs, "limit": limit, "data_dir": data_dir}
+    if shift == "labels":
+        from bayesguard.benchmarks import label_shift as labels
+
+        if suite is not None:
+            raise BadInput("--suite is not for --shift labels; leave it out")
+        sizes: dict[str, Any] = {
+            "network": network,
+            "seed": seed,
+            "jobs": jobs,
+            "budget": budget,
+            "progress": _watched(),
+        }
+        labels.run(data, methods=named or labels.METHODS, seeds=3 if seeds is None else seeds, **sizes, **common)
+        return
     if shift is not None:
         from bayesguard.benchmarks import image_recipes, mnist_shift
 
@@ -146,6 +162,49 @@ def mnist_shift(
         jobs=jobs,
         budget=budget,
         progress=True,
+    )
+
+
+@benchmark.command("label-shift")
+def label_shift(
+    data: Images = "mnist",
+    network: Annotated[
+        str | None, typer.Option(help="lenet5, mlp, ..., resnet20; that of the data by default.")
+    ] = None,
+    methods: Methods = "all",
+    seeds: Seeds = 3,
+    seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
+    members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 5 by default.")] = None,
+    epochs: Epochs = None,
+    limit: Annotated[int | None, typer.Option(help="Training rows at most.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Test rows of a draw; 1,000 by default, 200 for digits.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Draws for each shift and seed; 10 by default.")] = None,
+    device: Device = "auto",
+    out: Out = RESULTS,
+    data_dir: DataDir = None,
+    jobs: Jobs = None,
+    budget: Budget = "full",
+) -> None:
+    """Other class shares than in training: what correction of the prior repairs."""
+    from bayesguard.benchmarks.label_shift import METHODS, run
+
+    run(
+        data,
+        methods=_chosen(methods, METHODS),
+        seeds=seeds,
+        seed=seed,
+        network=network,
+        members=members,
+        epochs=epochs,
+        limit=limit,
+        rows=rows,
+        draws=draws,
+        device=device,
+        out=out,
+        data_dir=data_dir,
+        jobs=jobs,
+        budget=budget,
+        progress=_watched(),
     )
 
 

@@ -165,7 +165,7 @@ def measure(
             if row != SET:
                 answer = adjust(pred)
                 found[row]["ood"][name] = detection(inside[row], scores(answer)) | {"confidence": _confidence(answer)}
-    return {"rows": found, "costs": {"train_seconds": round(seconds, 2), **_costs(predictor, network, images)}}
+    return {"rows": found, "costs": {"train_seconds": round(seconds, 2), **costs(predictor, network, images)}}
 
 
 def quality(pred: Any, labels: Tensor) -> dict[str, float]:
@@ -212,7 +212,7 @@ def _rows(cell: Cell, predictor: Predictor, images: ImageSet) -> dict[str, Calla
     return rows
 
 
-def _costs(predictor: Predictor, network: str, images: ImageSet) -> dict[str, float]:
+def costs(predictor: Predictor, network: str, images: ImageSet) -> dict[str, float]:
     """Parameters, and the time of a prediction relative to one pass of one network."""
     inputs = images.test[0][:1000]
     _, channels, side, _ = inputs.shape

@@ -12,6 +12,7 @@ from bayesguard.benchmarks import (
     adversarial,
     cifar10_c_tables,
     intervals,
+    label_shift_tables,
     mnist_shift,
     noise,
     ood,
@@ -117,6 +118,21 @@ def _mnist_shift(content: Content) -> str:
     # The command mnist-shift has every option of the benchmark; python -m benchmarks.shift has those of other data, too.
     words = command("shift", data=content["meta"]["data"], shift=content["meta"]["shift"], **options)
     return words.replace("python -m benchmarks.shift", "bayesguard benchmark mnist-shift")
+
+
+def _label_shift(content: Content) -> str:
+    cells = content["cells"]
+    sizes = ("network", "members", "epochs", "limit", "rows", "draws")
+    first = min(cell["seed"] for cell in cells) or None
+    words = command("shift", data=content["meta"]["data"], seed=first, **_of_cells(cells, *sizes))
+    return words.replace("python -m benchmarks.shift", "bayesguard benchmark label-shift")
+
+
+def _label_shift_tables(content: Content) -> str:
+    cells = content["cells"]
+    return "\n\n".join(
+        [f"{label_shift_tables.described(cells)}.", label_shift_tables.tables(cells), label_shift_tables.NOTE]
+    )
 
 
 def _ood(content: Content) -> str:
@@ -232,6 +248,14 @@ REGISTRY: dict[str, Benchmark] = {
         "MNIST",
         shift_figures.of_levels,
         files=r"shift-\w+-(rotation|translation)",
+    ),
+    "label-shift": Benchmark(
+        "Label shift",
+        "The classes look as they did, and only their shares have changed; what does correction of the prior repair?",
+        _label_shift_tables,
+        _label_shift,
+        "digits: nothing; other data: their images",
+        files=r"label-shift-\w+",
     ),
     "unseen": Benchmark(
         "Kinds of shift that calibration never saw",
