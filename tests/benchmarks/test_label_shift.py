@@ -11,16 +11,13 @@ from torch import Tensor
 
 from bayesguard.benchmarks import label_shift
 from bayesguard.benchmarks.datasets import ImageSet
-from bayesguard.benchmarks.label_shift import (
+from bayesguard.benchmarks.label_shift import Answer, answers_of, run, scored
+from bayesguard.benchmarks.label_shift_draws import (
     SHIFTS,
-    Answer,
     Shift,
-    answers_of,
     counts_of,
     fitting_counts,
     resampled,
-    run,
-    scored,
     shares_of,
     total_variation,
 )
