@@ -103,7 +103,9 @@ def scores_of(records: Sequence[Record], method: str, shift: str, row: str) -> S
 
 
 def shown(values: Sequence[float | None], digits: int = 3) -> str:
-    """Return a mean with its 95 % t interval, or the median where a value is infinite; missing values are counted.
+    """Return a mean with its 95 % t interval, or the median if a value (but not half of them) is infinite.
+
+    Missing values are counted.
 
     Examples:
         >>> shown([0.5]), shown([0.25, 0.75]), shown([None, 0.5])
@@ -117,7 +119,9 @@ def shown(values: Sequence[float | None], digits: int = 3) -> str:
     if not known:
         return "refused"
     if infinite := sum(math.isinf(value) for value in known):
-        return f"infinite in {infinite} of {len(values)}, median {statistics.median(known):.{digits}f}{told}"
+        median = statistics.median(known)
+        middle = "" if math.isinf(median) else f", median {median:.{digits}f}"
+        return f"infinite in {infinite} of {len(values)}{middle}{told}"
     found = spread(known)
     # Adding 0 makes a rounded -0 a 0.
     mean, lower, upper = (
