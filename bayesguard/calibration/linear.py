@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayesguard.calibration.fitted import BOUND, TOLERANCE, Fitted, check_possible, first_few, warn
 from bayesguard.calibration.likelihood import PooledLikelihood, picked
-from bayesguard.calibration.linear_fit import Diagonal, Found, Matrix, cross_validated, fit_map
+from bayesguard.calibration.linear_fit import Diagonal, Found, Matrix, Shrinkage, cross_validated, fit_map, odir
 from bayesguard.calibration.map_likelihood import MapLikelihood, mapped
 from bayesguard.checks import check_labels
 from bayesguard.errors import BadInput, BadType
@@ -182,7 +182,7 @@ class VectorScaling(_ClassMap):
     scale: Tensor
 
     def _search(self, likelihood: MapLikelihood) -> Found:
-        return fit_map(Diagonal(likelihood))
+        return fit_map(Diagonal(likelihood, Shrinkage()))
 
     def _identity(self, classes: int) -> Tensor:
         return torch.ones(classes)
@@ -202,7 +202,7 @@ class _Full(_ClassMap):
     def _search(self, likelihood: MapLikelihood) -> Found:
         strengths = cross_validated(likelihood, self.off_diagonal_penalty, self.bias_penalty)
         self.diagnostics |= {"off_diagonal": strengths[0], "bias": strengths[1]}
-        return fit_map(Matrix(likelihood, strengths))
+        return fit_map(Matrix(likelihood, odir(strengths, likelihood.num_classes)))
 
     def _identity(self, classes: int) -> Tensor:
         return torch.eye(classes)
