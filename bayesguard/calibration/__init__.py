@@ -31,3 +31,4 @@ from bayesguard.calibration.selective import SelectiveClassifier as SelectiveCla
 from bayesguard.calibration.selective import risk_controlled_threshold as risk_controlled_threshold
 from bayesguard.calibration.shift_aware import ShiftAwareScaling as ShiftAwareScaling
 from bayesguard.calibration.spline import SplineCalibration as SplineCalibration
+from bayesguard.calibration.structured import StructuredScaling as StructuredScaling

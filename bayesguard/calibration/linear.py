@@ -23,6 +23,8 @@ _NO_ERROR = 0.1, 2e-6  # sum and mean of the distances of a class's probabilitie
 class _ClassMap(Fitted):
     """What linear maps of K logits share: the fit of the pooled likelihood, and the identity where that has no minimum."""
 
+    _bounded = False  # whether a penalty bounds the logits, however well the targets are told apart
+
     @staticmethod
     def _features(draws: Tensor) -> Tensor:
         """What the map is linear in, float64 `[S, N, ..., K]`, 0 for a masked class: logits with mean 0 over the others."""
@@ -80,7 +82,7 @@ class _ClassMap(Fitted):
                 factors, bias = (wide(self.get_buffer(name)).to(weights) for name in self.sized_by_fit)
                 after = likelihood.nll(factors, bias)
                 # At a minimum, twice as large logits are worse.
-                separable = likelihood.nll(2 * factors, 2 * bias) < after - 1e-12
+                separable = not self._bounded and likelihood.nll(2 * factors, 2 * bias) < after - 1e-12
             if separable or not after <= before:
                 self._store(unmoved.factors, unmoved.bias)
                 self._explain_identity(separable, before, after, len(labels))

@@ -7,8 +7,10 @@ import math
 from bayesguard.calibration.likelihood import PooledLikelihood
 
 _CHI_SQUARE_95 = 3.841458820694124  # of one degree of freedom
-_TRUSTED = 0.02  # of the best 1/T: an expansion to third order errs by about the square of it
-_CLOSE = 1e-3  # of the distance from the best, or from 0: what is left after so small a step of Newton's is about its square
+_TRUSTED = 0.05  # of the best 1/T: nearer than this an expansion to third order errs by less than 1e-3 of the step
+_CLOSE = (
+    1e-3  # of the distance from the best, or from 0: what is left after so small a step of Newton's is about its square
+)
 _MOST_PASSES = 100
 
 

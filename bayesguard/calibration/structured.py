@@ -26,13 +26,15 @@ class StructuredScaling(_ClassMap):
 
         `K sum_k (W_kk - 1)^2  +  K (K - 1) sum_(k != l) W_kl^2  +  K sum_k b_k^2`,
 
-    plus 1e-6 times the squared distance from the temperature alone. With few examples it is temperature scaling, with
-    many it is matrix scaling, and in between classes get factors and biases of their own long before they are mixed.
-    For one draw this is convex; for several, the minimum that is found is the one downhill from the temperature. It
+    plus 1e-6 times the squared distance from the temperature alone. That is a normal prior, which N examples have to
+    overcome: of standard deviation `(2 K)^-1/2` for factors and biases, and `(2 K (K - 1))^-1/2` beside the diagonal.
+    So few examples leave about a temperature, many give matrix scaling, and in between classes get factors and biases
+    of their own long before they are mixed. Where a temperature alone is right, the rest costs a little: in a simulation
+    of 500 examples of 10 classes 0.015 nats, of which plain matrix scaling lost 0.09. For one draw this is convex; for several, the minimum that is found is the one downhill from the temperature. It
     never scores worse than doing nothing on the data it was fitted to.
 
-    A class that is no target has no numbers of its own: its row is the mean of the others', its bias is 0. If the
-    targets are separable, nothing is changed; a `CalibrationWarning` says so. Masked classes stay masked.
+    A class that is no target has no numbers of its own: its row is the mean of the others', its bias is 0. If every
+    target is the top class of every draw, nothing is changed; a `CalibrationWarning` says so. Masked classes stay masked.
 
     The article's own code differs: its logits are log-probabilities, cut at -87.3 and not centred (so that W depends on
     the constants of the examples), its temperature is fitted to probabilities mixed with the uniform distribution, and
@@ -55,6 +57,7 @@ class StructuredScaling(_ClassMap):
         Berta, Holzmüller, Jordan, Bach, 2025, Structured matrix scaling for multi-class calibration, arXiv 2511.03685.
 
     Examples:
+        >>> from bayesguard.predictive import Predictive
         >>> generator = torch.Generator().manual_seed(0)
         >>> logits = 4 * torch.randn(500, 3, generator=generator)
         >>> targets = (logits / 4).softmax(-1).multinomial(1, generator=generator)[:, 0]
@@ -75,6 +78,7 @@ class StructuredScaling(_ClassMap):
         if not 0 <= strength < math.inf:
             raise BadInput(f"strength must be at least 0 and finite (1 is the published default), got {strength}")
         self.kind, self.strength = kind, float(strength)
+        self._bounded = strength > 0
 
     def _search(self, likelihood: MapLikelihood) -> Found:
         searched = search_inverse(PooledLikelihood(likelihood.logits, likelihood.labels, likelihood.weights))
