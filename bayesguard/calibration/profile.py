@@ -56,4 +56,6 @@ def _expected(likelihood: PooledLikelihood, best: float, bound: float, rise: flo
     known = abs(bend) < 0.25  # NaN if the likelihood was computed at one place only
     end = best + step * (1 - bend if known else 1)
     end = min(max(end, min(best, bound)), max(best, bound))
+    # At a bound of the search the likelihood has a slope, and its derivatives there tell less.
+    known = known and end != bound and abs(here.first * step) < 1e-3 * rise
     return end, known and likelihood.many and abs(end - best) < _TRUSTED * best

@@ -30,7 +30,9 @@ class StructuredScaling(_ClassMap):
     overcome: of standard deviation `(2 K)^-1/2` for factors and biases, and `(2 K (K - 1))^-1/2` beside the diagonal.
     So few examples leave about a temperature, many give matrix scaling, and in between classes get factors and biases
     of their own long before they are mixed. Where a temperature alone is right, the rest costs a little: in a simulation
-    of 500 examples of 10 classes 0.015 nats, of which plain matrix scaling lost 0.09. For one draw this is convex; for several, the minimum that is found is the one downhill from the temperature. It
+    of 500 examples of 10 classes 0.015 nats, of which plain matrix scaling lost 0.09.
+
+    For one draw this is convex; for several, the minimum that is found is the one downhill from the temperature. It
     never scores worse than doing nothing on the data it was fitted to.
 
     A class that is no target has no numbers of its own: its row is the mean of the others', its bias is 0. If every

@@ -110,7 +110,9 @@ def test_many_logits_of_few_rows_are(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- where the data do not bound it
 
 
-def test_ends_that_the_data_do_not_bound() -> None:
+@pytest.mark.parametrize("small", [1 << 20, 1])
+def test_ends_that_the_data_do_not_bound(monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    monkeypatch.setattr(likelihood, "SMALL", small)
     logits = torch.tensor([[3.0, 0.0], [0.0, 2.0], [2.5, 0.0], [0.0, 3.5]])
     with pytest.warns(CalibrationWarning, match="separable|T stays 1"):
         sure = TemperatureScaling().fit(Predictive.from_logits(logits), [0, 1, 0, 1])
@@ -127,6 +129,20 @@ def test_ends_that_the_data_do_not_bound() -> None:
     with pytest.warns(CalibrationWarning, match="bound"):
         nothing = TemperatureScaling().fit(Predictive.from_logits(torch.zeros(4, 2)), [1, 0, 1, 0])
     assert nothing.diagnostics["profile_interval"] == (0.0, math.inf)
+
+
+def test_a_best_temperature_at_its_bound_leaves_that_end_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many examples, too: the likelihood has a slope at the bound, and an expansion around a minimum is wrong there."""
+    monkeypatch.setattr(likelihood, "SMALL", 100)
+    generator = torch.Generator().manual_seed(0)
+    logits = 120 * torch.randn(4000, 3, generator=generator, dtype=torch.float64)
+    targets = (logits / 120).softmax(-1).multinomial(1, generator=generator)[:, 0]
+    whole = PooledLikelihood(logits[None].log_softmax(-1), targets, torch.ones(1, dtype=torch.float64))
+    whole(0.0101)  # a second place, from which to tell the third derivative
+    assert profile_end(whole, 0.01, 0.01) == 0
+    nll = nll_of(logits[None], targets)
+    wanted = optimize.brentq(lambda at: 4000 * (nll(at) - nll(100)) - CHI_SQUARE / 2, 50, 100)
+    assert 1 / profile_end(whole, 0.01, 100.0) == pytest.approx(wanted, abs=1e-3 * (100 - wanted))
 
 
 # -- what they promise
