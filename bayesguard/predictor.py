@@ -64,10 +64,13 @@ class Predictor(nn.Module, ABC):
         can_continue: Whether `output_chunks` takes `first_draw` and `draws_per_chunk`, so that draws can go on where
             they ended.
         takes_bayesian_layers: Whether the method takes networks of `bayesguard.layers`.
+        is_reweightable: Whether draws weighted by the likelihood of one more row stand for the posterior with that row:
+            where they come from a posterior over what was fitted, not where masks or seeds are all they differ in.
     """
 
     can_continue: ClassVar[bool] = False
     takes_bayesian_layers: ClassVar[bool] = False
+    is_reweightable: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from bayesguard.calibration.binning import IsotonicCalibration as IsotonicCalibr
 from bayesguard.calibration.conformal import Conformal as Conformal
 from bayesguard.calibration.conformal import ConformalInterval as ConformalInterval
 from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuantile
+from bayesguard.calibration.conformal_bayes import ConformalBayes as ConformalBayes
 from bayesguard.calibration.cross import CrossConformal as CrossConformal
 from bayesguard.calibration.cross import cross_conformal as cross_conformal
 from bayesguard.calibration.cross import jackknife_plus_after_bootstrap as jackknife_plus_after_bootstrap
