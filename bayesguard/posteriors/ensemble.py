@@ -114,7 +114,7 @@ class DeepEnsemble(Predictor):
     @property
     def members(self) -> list[Predictor]:
         """The members, each a predictor."""
-        return [member for member in self.network.children() if isinstance(member, Predictor)]
+        return [member for member in self.network._modules.values() if isinstance(member, Predictor)]
 
     def loss(self, inputs: Any, targets: Tensor, *, num_data: int) -> Tensor:
         """Return the sum of the members' objectives on one batch: each member gets its own gradient."""
@@ -174,6 +174,8 @@ class DeepEnsemble(Predictor):
         outputs = self._member_outputs.batched(members, inputs, kwargs)
         if outputs is None or draws.stopping is not None:
             return super()._answer(inputs, kwargs, draws, offset)
+        if draws.keep and _read_alike(members):
+            return self._calibrated(members[0].likelihood.predictive(outputs), "draws")
         return collect(self._parts_of(members, outputs), draws.keep)
 
     @property
@@ -289,14 +291,14 @@ def _check_different(members: Sequence[Predictor]) -> None:
 
 def _read_alike(members: Sequence[Predictor]) -> bool:
     """Whether the members' likelihoods are one, which learns nothing, and no member has a calibrator."""
-    likelihoods = [member.likelihood for member in members]
+    likelihoods: list[Any] = [member._modules["likelihood"] for member in members]
     kind = type(likelihoods[0])
-    if kind not in _STATELESS or any(type(likelihood) is not kind for likelihood in likelihoods):
+    if kind not in _STATELESS or any([type(likelihood) is not kind for likelihood in likelihoods]):
         return False
     name = _STATELESS[kind]
-    if name is not None and len({getattr(likelihood, name) for likelihood in likelihoods}) > 1:
+    if name is not None and len({vars(likelihood)[name] for likelihood in likelihoods}) > 1:
         return False
-    return not any(member.calibrators._modules for member in members)
+    return not any([len(member._modules["calibrators"]) for member in members])  # type: ignore[arg-type]
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
