@@ -322,7 +322,7 @@ def _refuse_probabilities(logits: Tensor) -> None:
         return
     logits = logits.detach()
     # All rows would have to be probabilities: the first one settles it for nearly every network.
-    if not abs(float(logits[(0,) * (logits.dim() - 1)].sum()) - 1) < 1e-3:
+    if not abs(logits[(0,) * (logits.dim() - 1)].sum().item() - 1) < 1e-3:
         return
     sums = logits.sum(dim=-1)
     one_hot = (logits == 0) | (logits == 1)

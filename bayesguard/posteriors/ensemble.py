@@ -23,7 +23,7 @@ from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.posteriors.ensemble_prediction import MemberOutputs
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.parts import collect
-from bayesguard.predictor import Options, Part, Predictor, check_likelihood, join_inputs, split_inputs
+from bayesguard.predictor import Options, Part, Predictor, check_likelihood, join_inputs, split_inputs, without_gradients
 from bayesguard.sampling import derive_seed, seeded_default_generators
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class DeepEnsemble(Predictor):
         self, *inputs: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
     ) -> Tensor:
         self._samples(num_samples), self._seed(seed)
-        with torch.no_grad():
+        with without_gradients():
             outputs = self._member_outputs.batched(self.members, inputs, kwargs)
         if outputs is None:
             return super().draw_outputs(*inputs, num_samples=num_samples, seed=seed, **kwargs)
