@@ -110,9 +110,9 @@ class Masks:
 
     def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
         ready = self._held.get(len(self.calls))
-        if ready is not None and ready.call is not None:
+        if ready is not None and ready.call is not None and len(self.draws) == 1:
             factor = ready.ready_factor(self.draws[0], input, rate, shape)
-            if factor is not None and len(self.draws) == 1:
+            if factor is not None:
                 self.calls.append(ready.call)
                 return input * factor
         if self.late_rows is not None:
