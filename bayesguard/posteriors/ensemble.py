@@ -23,7 +23,15 @@ from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.posteriors.ensemble_prediction import MemberOutputs
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.parts import collect
-from bayesguard.predictor import Options, Part, Predictor, check_likelihood, join_inputs, split_inputs, without_gradients
+from bayesguard.predictor import (
+    Options,
+    Part,
+    Predictor,
+    check_likelihood,
+    join_inputs,
+    split_inputs,
+    without_gradients,
+)
 from bayesguard.sampling import derive_seed, seeded_default_generators
 
 if TYPE_CHECKING:
@@ -114,7 +122,9 @@ class DeepEnsemble(Predictor):
     @property
     def members(self) -> list[Predictor]:
         """The members, each a predictor."""
-        return [member for member in self.network._modules.values() if isinstance(member, Predictor)]
+        held = self.network._modules.values()
+        # The second question is one to an abstract class, which takes long.
+        return [member for member in held if type(member) is Deterministic or isinstance(member, Predictor)]
 
     def loss(self, inputs: Any, targets: Tensor, *, num_data: int) -> Tensor:
         """Return the sum of the members' objectives on one batch: each member gets its own gradient."""
@@ -293,12 +303,13 @@ def _read_alike(members: Sequence[Predictor]) -> bool:
     """Whether the members' likelihoods are one, which learns nothing, and no member has a calibrator."""
     likelihoods: list[Any] = [member._modules["likelihood"] for member in members]
     kind = type(likelihoods[0])
-    if kind not in _STATELESS or any([type(likelihood) is not kind for likelihood in likelihoods]):
+    if kind not in _STATELESS or set(map(type, likelihoods)) != {kind}:
         return False
     name = _STATELESS[kind]
     if name is not None and len({vars(likelihood)[name] for likelihood in likelihoods}) > 1:
         return False
-    return not any([len(member._modules["calibrators"]) for member in members])  # type: ignore[arg-type]
+    calibrators: list[Any] = [member._modules["calibrators"] for member in members]
+    return not any(map(len, calibrators))
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -172,7 +172,7 @@ def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
     return (
         len(members) == batch.count
         and all(map(is_, [member._modules["network"] for member in members], batch.networks))
-        and all([member.output is None for member in members])
+        and all(member.output is None for member in members)
     )
 
 

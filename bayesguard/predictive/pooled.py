@@ -88,7 +88,11 @@ def _pooled(probs: Tensor, log_probs: Tensor, weights: Tensor) -> Tensor:
     # On CUDA a look would wait for the device. No logarithm is positive: the sum is below every one of them.
     if not mean.is_cuda:
         pooled = mean.log()
-        if pooled.detach().sum().item() > _LOG_UNDERFLOW or mean.numel() == 0 or mean.detach().min().item() >= _UNDERFLOW:
+        if (
+            pooled.detach().sum().item() > _LOG_UNDERFLOW
+            or mean.numel() == 0
+            or mean.detach().min().item() >= _UNDERFLOW
+        ):
             return pooled
     far_down = (log_probs.log_softmax(-1) + share.log()).logsumexp(0)
     return torch.where(mean < _UNDERFLOW, far_down, mean.clamp_min(_UNDERFLOW).log())
