@@ -514,7 +514,9 @@ class Predictor(nn.Module, ABC):
         return self._calibrated(predictive if groups is None else predictive._grouped(groups), "draws")
 
     def _calibrated(self, predictive: Predictive, stage: str) -> Predictive:
-        for calibrator in self.calibrators:
+        # Not `self.calibrators`, which torch looks for in three places; this is asked twice in a prediction.
+        held: Any = self._modules["calibrators"]
+        for calibrator in held._modules.values():
             if calibrator.acts_on == stage:
                 predictive = calibrator(predictive)
         return predictive

@@ -149,7 +149,7 @@ def _is_plain_call(x: Any) -> bool:
     return (
         type(x) is Tensor
         and x.dim() > 1
-        and len(x) > 0
+        and x.shape[0] > 0  # len() of a tensor is code in Python
         and not torch.is_grad_enabled()
         and not torch.is_inference_mode_enabled()
         and not torch.is_autocast_enabled(x.device.type)
@@ -159,7 +159,7 @@ def _is_plain_call(x: Any) -> bool:
 
 
 def _kind(x: Tensor) -> tuple[Any, ...]:
-    return x.shape[1:], len(x).bit_length(), x.dtype, x.device
+    return x.shape[1:], x.shape[0].bit_length(), x.dtype, x.device
 
 
 def _is_plain_member(member: Predictor) -> bool:

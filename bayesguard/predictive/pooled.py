@@ -184,9 +184,7 @@ class PooledPredictive(Predictive):
         """Cut the examples so that a part's working copies are small."""
         assert self._draws is not None
         cost = 4 * self._draws.numel() * (2 - self._num_class_axes)
-        if cost <= BUDGET:
-            return (_EVERY,)
-        return slices(len(self), cost // max(1, len(self)))
+        return (_EVERY,) if cost <= BUDGET else slices(len(self), cost // len(self))
 
     @cached_property
     def _log_probs(self) -> Tensor:
