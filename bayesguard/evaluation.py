@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, bi
 from bayesguard.metrics.functional.calibration import bins_of
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
-from bayesguard.metrics.parts import in_parts
+from bayesguard.metrics.parts import in_parts, part_slices
 from bayesguard.metrics.registry import kind_of, specs_for
 from bayesguard.metrics.scores import NUM_BINS
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
@@ -213,7 +215,13 @@ def _part_answers(predictive: Predictive, targets: Tensor) -> list[Tensor]:
 def _by_class(predictive: Predictive, targets: Tensor) -> BinnedSums | None:
     if not isinstance(predictive, CategoricalPredictive):
         return None
-    return BinnedSums.of_classes(predictive.probs.flatten(0, -2), targets.long().flatten(), NUM_BINS)
+    return reduce(
+        add,
+        (
+            BinnedSums.of_classes(predictive[rows].probs.flatten(0, -2), targets[rows].long().flatten(), NUM_BINS)
+            for rows in part_slices(predictive)
+        ),
+    )
 
 
 def _by_group(answers: Answers, rows: Tensor, count: int) -> BinnedSums:
