@@ -12,6 +12,7 @@ from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuant
 from bayesguard.calibration.cross import CrossConformal as CrossConformal
 from bayesguard.calibration.cross import cross_conformal as cross_conformal
 from bayesguard.calibration.cross import jackknife_plus_after_bootstrap as jackknife_plus_after_bootstrap
+from bayesguard.calibration.decomposition import score_decomposition as score_decomposition
 from bayesguard.calibration.density_ratio import DensityRatio as DensityRatio
 from bayesguard.calibration.density_ratio import density_ratio as density_ratio
 from bayesguard.calibration.distribution import ConformalDistribution as ConformalDistribution
