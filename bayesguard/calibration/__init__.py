@@ -16,6 +16,8 @@ from bayesguard.calibration.decomposition import score_decomposition as score_de
 from bayesguard.calibration.density_ratio import DensityRatio as DensityRatio
 from bayesguard.calibration.density_ratio import density_ratio as density_ratio
 from bayesguard.calibration.distribution import ConformalDistribution as ConformalDistribution
+from bayesguard.calibration.improvement import PostHocImprovement as PostHocImprovement
+from bayesguard.calibration.improvement import post_hoc_improvement as post_hoc_improvement
 from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrection
 from bayesguard.calibration.left_out import cross_interval as cross_interval
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
