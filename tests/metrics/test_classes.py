@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from bayesguard import metrics
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics import functional as M
+from bayesguard.metrics.registry import EVALUATION_METRICS
 from bayesguard.metrics.state import CalibrationState
 from bayesguard.predictive import CountPredictive, Predictive
 
@@ -34,6 +35,20 @@ def real() -> tuple[Predictive, Tensor]:
     generator = torch.Generator().manual_seed(0)
     loc = torch.randn(N, 2, generator=generator, dtype=torch.float64)
     return Predictive.from_normal(loc, loc.abs() + 0.5), loc + torch.randn(loc.shape, generator=generator)
+
+
+def vectors() -> tuple[Predictive, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(6, N, 2, generator=generator, dtype=torch.float64)
+    return Predictive.from_samples(samples), torch.randn(N, 2, generator=generator, dtype=torch.float64)
+
+
+def sets(probs: Tensor, alpha: float) -> Tensor:
+    return Predictive.from_probs(probs).prediction_set(alpha)
+
+
+def sides(scores: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
+    return scores[~outside], scores[outside]
 
 
 def top(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,13 +88,78 @@ CASES: dict[str, Case] = {
         lambda p, y: M.quantile_calibration_error(M.pit(p, y)),
         "real",
     ),
+    "e-aurc": (
+        metrics.ExcessAreaUnderRiskCoverage,
+        lambda p, y: M.excess_area_under_risk_coverage(*top(p, y)),
+        "classes",
+    ),
+    "augrc": (
+        metrics.AreaUnderGeneralisedRiskCoverage,
+        lambda p, y: M.area_under_generalised_risk_coverage(*top(p, y)),
+        "classes",
+    ),
+    "smooth": (metrics.SmoothCalibrationError, M.smooth_calibration_error, "classes"),
+    "at": (
+        lambda: metrics.CalibrationErrorAt(0.6),
+        lambda p, y: M.calibration_error_at(p, y, 0.6).error,
+        "classes",
+    ),
+    "set coverage": (
+        lambda: metrics.SetCoverage(0.3),
+        lambda p, y: M.set_coverage(sets(p, 0.3), y),
+        "classes",
+    ),
+    "set size": (lambda: metrics.SetSize(0.3), lambda p, y: M.set_size(sets(p, 0.3)), "classes"),
+    "miscalibration": (
+        metrics.BrierMiscalibration,
+        lambda p, y: M.corp_brier_decomposition(p, y).miscalibration,
+        "binary",
+    ),
+    "discrimination": (
+        metrics.BrierDiscrimination,
+        lambda p, y: M.corp_brier_decomposition(p, y).discrimination,
+        "binary",
+    ),
+    "binary at": (
+        lambda: metrics.CalibrationErrorAt(0.3),
+        lambda p, y: M.binary_calibration_error_at(p, y, 0.3).error,
+        "binary",
+    ),
+    "binary smooth": (metrics.SmoothCalibrationError, M.binary_smooth_calibration_error, "binary"),
+    "ood precision": (
+        lambda: metrics.OODAveragePrecision("out"),
+        lambda p, y: M.area_under_precision_recall(*sides(p, y), positive="out"),
+        "scores",
+    ),
+    "ood false positives": (
+        lambda: metrics.OODFalsePositiveRate("in", 0.8),
+        lambda p, y: M.false_positive_rate_at(*sides(p, y), 0.8, positive="in"),
+        "scores",
+    ),
+    "interval score": (
+        lambda: metrics.IntervalScore(0.2),
+        lambda p, y: M.interval_score(*p.interval(0.2), y, 0.2),
+        "real",
+    ),
+    "wis": (metrics.WeightedIntervalScore, M.weighted_interval_score, "real"),
+    "ence": (
+        lambda: metrics.ExpectedNormalisedCalibrationError(5),
+        lambda p, y: M.expected_normalised_calibration_error(p.mean, p.stddev, y, num_bins=5),
+        "real",
+    ),
+    "energy": (metrics.EnergyScore, M.energy_score, "vectors"),
+    "variogram": (lambda: metrics.VariogramScore(1.0), lambda p, y: M.variogram_score(p, y, p=1.0), "vectors"),
 }
 
 
 def inputs(kind: str) -> tuple[Any, Tensor]:
     if kind == "real":
         return real()
+    if kind == "vectors":
+        return vectors()
     probs, y = categorical()
+    if kind == "binary":
+        return probs[:, 0], (y == 0).long()
     return (probs, y) if kind == "classes" else (probs[:, 0], y == 0)
 
 
@@ -221,6 +301,31 @@ def test_bad_input_is_named() -> None:
         metrics.ClasswiseCalibrationError(3).update([[0.5, 0.5]], [0])
     with pytest.raises(BadInput, match="alpha"):
         metrics.IntervalWidth(0.0)
+    for cls in (metrics.SetSize, metrics.IntervalScore):
+        with pytest.raises(BadInput, match="alpha"):
+            cls(1.0)
+    with pytest.raises(BadType, match="SetCoverage is not for continuous"):
+        metrics.SetCoverage().update(pred, y)
+    with pytest.raises(BadType, match="BrierMiscalibration is not for categorical"):
+        metrics.BrierMiscalibration().update([[0.5, 0.5]], [0])
+    for make in (metrics.SmoothCalibrationError, lambda: metrics.CalibrationErrorAt(0.5)):
+        with pytest.raises(BadType, match="is not for continuous"):
+            make().update(pred, y)
+    for regression in (metrics.VariogramScore, metrics.ExpectedNormalisedCalibrationError, metrics.IntervalScore):
+        with pytest.raises(BadType, match="is not for categorical"):
+            regression().update([[0.5, 0.5]], [0])
+    with pytest.raises(BadInput, match="threshold"):
+        metrics.CalibrationErrorAt(1.5)
+    with pytest.raises(BadInput, match="p must be positive"):
+        metrics.VariogramScore(0.0)
+    with pytest.raises(BadInput, match="positive must be"):
+        metrics.OODAveragePrecision("both")
+    with pytest.raises(BadInput, match="true_positive_rate"):
+        metrics.OODFalsePositiveRate("in", 1.0)
+    with pytest.raises(BadInput, match="targets has 2 in row 1"):
+        metrics.OODAUROC().update([0.1, 0.2], [0, 2])
+    with pytest.raises(BadInput, match="exactly"):
+        metrics.SetSize().update([[0.5, 0.5]], [0, 1])
     with pytest.raises(BadInput, match="debiased"):
         metrics.ExpectedCalibrationError(norm="max", debiased=True)
     with pytest.raises(BadInput, match="softmax"):
@@ -249,7 +354,82 @@ WEIGHTED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "coverage": lambda p, y, w: M.interval_coverage(p.interval(0.2)[0], p.interval(0.2)[1], y, weights=w),
     "width": lambda p, y, w: M.interval_width(p.interval(0.1)[0], p.interval(0.1)[1], weights=w),
     "quantiles": lambda p, y, w: M.quantile_calibration_error(M.pit(p, y), weights=w),
+    "e-aurc": lambda p, y, w: M.excess_area_under_risk_coverage(*top(p, y), weights=w),
+    "augrc": lambda p, y, w: M.area_under_generalised_risk_coverage(*top(p, y), weights=w),
+    "smooth": lambda p, y, w: M.smooth_calibration_error(p, y, weights=w),
+    "at": lambda p, y, w: M.calibration_error_at(p, y, 0.6, weights=w).error,
+    "set coverage": lambda p, y, w: M.set_coverage(sets(p, 0.3), y, weights=w),
+    "set size": lambda p, y, w: M.set_size(sets(p, 0.3), weights=w),
+    "miscalibration": lambda p, y, w: M.corp_brier_decomposition(p, y, weights=w).miscalibration,
+    "discrimination": lambda p, y, w: M.corp_brier_decomposition(p, y, weights=w).discrimination,
+    "binary at": lambda p, y, w: M.binary_calibration_error_at(p, y, 0.3, weights=w).error,
+    "binary smooth": lambda p, y, w: M.binary_smooth_calibration_error(p, y, weights=w),
+    "ood precision": lambda p, y, w: M.area_under_precision_recall(*sides(p, y), positive="out", weights=(w[~y], w[y])),
+    "ood false positives": lambda p, y, w: M.false_positive_rate_at(
+        *sides(p, y), 0.8, positive="in", weights=(w[~y], w[y])
+    ),
+    "interval score": lambda p, y, w: M.interval_score(*p.interval(0.2), y, 0.2, weights=w),
+    "wis": lambda p, y, w: M.weighted_interval_score(p, y, weights=w),
+    "ence": lambda p, y, w: M.expected_normalised_calibration_error(p.mean, p.stddev, y, num_bins=5, weights=w),
+    "energy": lambda p, y, w: M.energy_score(p, y, weights=w),
+    "variogram": lambda p, y, w: M.variogram_score(p, y, p=1.0, weights=w),
 }
+
+# The class of every metric of the registry, made with what the registry's name says.
+REGISTERED: dict[str, Callable[[], Metric]] = {
+    "accuracy": metrics.Accuracy,
+    "nll": metrics.NegativeLogLikelihood,
+    "brier": metrics.BrierScore,
+    "ece": metrics.ExpectedCalibrationError,
+    "classwise_ece": lambda: metrics.ClasswiseCalibrationError(4),
+    "aurc": metrics.AreaUnderRiskCoverage,
+    "error_auroc": metrics.ErrorAUROC,
+    "e_aurc": metrics.ExcessAreaUnderRiskCoverage,
+    "augrc": metrics.AreaUnderGeneralisedRiskCoverage,
+    "smooth_ece": metrics.SmoothCalibrationError,
+    "debiased_ece": lambda: metrics.ExpectedCalibrationError(norm="l2", debiased=True),
+    "mce": lambda: metrics.ExpectedCalibrationError(norm="max"),
+    "brier_miscalibration": metrics.BrierMiscalibration,
+    "brier_discrimination": metrics.BrierDiscrimination,
+    "set_coverage_90": metrics.SetCoverage,
+    "set_size_90": metrics.SetSize,
+    "rmse": metrics.RootMeanSquaredError,
+    "crps": metrics.ContinuousRankedProbabilityScore,
+    "coverage_90": metrics.IntervalCoverage,
+    "width_90": metrics.IntervalWidth,
+    "quantile_error": metrics.QuantileCalibrationError,
+    "interval_score_90": metrics.IntervalScore,
+    "wis": metrics.WeightedIntervalScore,
+    "ence": metrics.ExpectedNormalisedCalibrationError,
+    "energy_score": metrics.EnergyScore,
+}
+
+
+def test_every_metric_of_the_registry_has_a_class() -> None:
+    assert set(REGISTERED) == set(EVALUATION_METRICS)
+    made = {type(make()) for make in REGISTERED.values()} | {type(case[0]()) for case in CASES.values()}
+    assert {name for name in dir(metrics) if name[0].isupper()} == {cls.__name__ for cls in made} | {"CalibrationState"}
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_any_merge_has_the_value_of_the_registry(name: str) -> None:
+    spec = EVALUATION_METRICS[name]
+    for kind in spec.kinds:
+        if kind == "count":
+            continue
+        pred, y = inputs({"categorical": "classes", "continuous": "real", "samples": "vectors"}.get(kind, kind))
+        if name == "nll" and kind == "continuous":
+            wanted = -pred.log_prob(y).mean().item()
+        else:
+            wanted = spec.scores(pred, y).value()
+        parts = [slice(0, 30), slice(30, 41), slice(41, N)]
+        for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+            first, *others = [REGISTERED[name]() for _ in order]
+            for metric, part in zip((first, *others), order, strict=True):
+                metric.update(pred[parts[part]], y[parts[part]])
+            for metric in others:
+                first.merge_state(metric)
+            assert first.compute().item() == pytest.approx(wanted, abs=1e-12), kind
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
