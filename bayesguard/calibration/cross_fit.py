@@ -58,8 +58,8 @@ def cross_fitted(
         raise BadType(f"calibrator must be a Calibrator, got {type(calibrator).__name__}; pass TemperatureScaling()")
     if calibrator.needs_own_data:
         raise BadInput(
-            f"calibrator is a {type(calibrator).__name__}, which adds sets or intervals and leaves the score as it is; pass one "
-            "that changes probabilities, as TemperatureScaling()"
+            f"calibrator is a {type(calibrator).__name__}, which adds sets or intervals and leaves the score as it is; "
+            "pass one that changes probabilities, as TemperatureScaling()"
         )
     if not isinstance(pred, Predictive):
         raise BadType(f"pred must be a Predictive, got {type(pred).__name__}; make one with Predictive.from_probs")
@@ -72,13 +72,17 @@ def cross_fitted(
     for fold in range(num_folds):
         seen, held = kept[folds != fold], kept[folds == fold]
         copy = deepcopy(calibrator)
-        copy.fit(pred[seen], truth[seen], weights=None if own is None else own[seen])
+        if own is None:
+            copy.fit(pred[seen], truth[seen])
+        else:
+            copy.fit(pred[seen], truth[seen], weights=own[seen])
         after[held] = _scores(score, copy(pred[held]), truth[held])
     infinite = after[kept] == torch.inf
     if infinite.any():
         raise BadInput(
-            f"targets has an answer in row {int(kept[bad_row(infinite)])} that had probability 0 after calibration: its log score "
-            "is infinite, and so is that of all; pass score='brier', or a calibrator that gives every answer some probability"
+            f"targets has an answer in row {int(kept[bad_row(infinite)])} that had probability 0 after calibration: its "
+            "log score is infinite, and so is that of all; pass score='brier', or a calibrator that gives every answer "
+            "some probability"
         )
     return CrossFitted(before[kept], after[kept], None if own is None else own[kept])
 
