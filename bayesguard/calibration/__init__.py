@@ -13,9 +13,12 @@ from bayesguard.calibration.conformal_bayes import ConformalBayes as ConformalBa
 from bayesguard.calibration.cross import CrossConformal as CrossConformal
 from bayesguard.calibration.cross import cross_conformal as cross_conformal
 from bayesguard.calibration.cross import jackknife_plus_after_bootstrap as jackknife_plus_after_bootstrap
+from bayesguard.calibration.decomposition import score_decomposition as score_decomposition
 from bayesguard.calibration.density_ratio import DensityRatio as DensityRatio
 from bayesguard.calibration.density_ratio import density_ratio as density_ratio
 from bayesguard.calibration.distribution import ConformalDistribution as ConformalDistribution
+from bayesguard.calibration.improvement import PostHocImprovement as PostHocImprovement
+from bayesguard.calibration.improvement import post_hoc_improvement as post_hoc_improvement
 from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrection
 from bayesguard.calibration.left_out import cross_interval as cross_interval
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
