@@ -8,6 +8,7 @@ on perturbed held-out data; here the temperature is a smooth function of what th
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from bayesguard.calibration.base import Calibrator
 from bayesguard.calibration.likelihood import PooledLikelihood, minimise
 from bayesguard.checks import check_count, check_labels, check_shape
-from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.metrics.bootstrap import bootstrap_weights
 from bayesguard.metrics.functional.calibration import expected_calibration_error
 from bayesguard.metrics.registry import EVALUATION_METRICS
@@ -32,6 +33,8 @@ _MOST_ROWS = 2000
 _RESAMPLES = 200
 _NUM_SIGNS = 3
 _NUM_STATISTICS = 2 * _NUM_SIGNS + 1
+_FIRST, _SECOND = torch.triu_indices(_NUM_SIGNS, _NUM_SIGNS, device="cpu").tolist()
+_NUM_TERMS = _NUM_SIGNS + len(_FIRST)
 _PARTS, _CLEAN_PARTS = 4, 16
 # Weight of undisturbed data to the mean of all perturbed ones. Of 1, 4, 16, 64 and 256, the smallest that cost nothing on
 # undisturbed digits and Fashion-MNIST with families of perturbations left out.
@@ -45,11 +48,12 @@ class ShiftAwareScaling(Calibrator):
     which entropy, disagreement of draws and margin, and is meant for perturbations that it never saw.
 
     Args:
-        mode: "point": a temperature for each example, a smooth function of three signs, and the most that leaves the
+        mode: "point": a temperature for each example, a polynomial of degree 2 in three signs, and the most that leaves the
             calibration error of undisturbed data within its interval. "set": one temperature for a whole set of data,
             from the statistics of an unlabelled batch of it (`adapt`).
-        shifts: The perturbations that `Predictor.calibrate` passes its data through: the name of a suite ("images", ...)
-            or a list of `bayesguard.shift` objects; None where `fit` is called by hand with `environments=`.
+        shifts: The perturbations that `Predictor.calibrate` passes its data through: the name of a suite, or a list of
+            names and `bayesguard.shift` objects. `("images", "content")` for images: some must take accuracy down to
+            chance. None where `fit` is called by hand with `environments=`.
         seed: Of the rows that are used where there are very many.
 
     It acts on the mixture, whose answer is then one distribution: what draws disagreed about is gone.
@@ -57,14 +61,14 @@ class ShiftAwareScaling(Calibrator):
     Attributes:
         clean_temperature: Best single temperature of the undisturbed data.
         temperature: That of the set that was adapted to last ("set").
-        diagnostics: Calibration errors on undisturbed and perturbed data, before and after, and the interval that the
-            former had to stay in.
+        diagnostics: Calibration errors on undisturbed and perturbed data, before and after, the interval that the former had
+            to stay in, and accuracy on undisturbed data ("clean_accuracy") and on the worst perturbed ("lowest_accuracy").
 
     Examples:
         >>> logits = torch.randn(3000, 5, generator=torch.Generator().manual_seed(0)) * 3
-        >>> shift = torch.arange(3000) % 3  # perturbed twice as much, and four times
+        >>> shift = torch.arange(3000) % 3  # perturbed, and perturbed until hardly anything is left
         >>> noise = torch.randn(3000, 5, generator=torch.Generator().manual_seed(1))
-        >>> labels = (logits + 3 * shift.unsqueeze(1) * noise).argmax(-1)
+        >>> labels = (logits + 5 * shift.unsqueeze(1) * noise).argmax(-1)
         >>> seen = Predictive.from_logits(logits / (1 + shift.unsqueeze(1)))
         >>> scaling = ShiftAwareScaling().fit(seen, labels, environments=shift)
         >>> bool((scaling(seen).labels == seen.labels).all())
@@ -91,7 +95,7 @@ class ShiftAwareScaling(Calibrator):
             ("temperature", torch.ones(())),
             ("centre", torch.zeros(_NUM_SIGNS)),
             ("spread", torch.ones(_NUM_SIGNS)),
-            ("coefficients", torch.zeros(_NUM_SIGNS + 1)),
+            ("coefficients", torch.zeros(1 + _NUM_TERMS)),
             ("sets", torch.zeros(0, _NUM_STATISTICS)),
             ("set_weights", torch.zeros(0)),
             ("set_scale", torch.ones(2, _NUM_STATISTICS)),
@@ -114,6 +118,10 @@ class ShiftAwareScaling(Calibrator):
 
         Raises:
             BadInput: No environments, or fewer than two perturbed ones.
+
+        Warns:
+            CalibrationWarning: No perturbation takes accuracy below halfway between that of undisturbed data and chance, the
+                share of the commonest class.
         """
         if environments is None:
             raise BadInput(
@@ -137,12 +145,13 @@ class ShiftAwareScaling(Calibrator):
         check_shape(environments, labels.shape, "environments")
         found = self._groups(pred, log_probs, labels, environments)
         clean = found[0]
+        accuracies = _checked_accuracies(found)
         self.clean_temperature = log_probs.new_tensor(_best_temperature(clean))
-        self.centre, self.spread = clean.signs.mean(0), clean.signs.std(0).clamp_min(1e-6)
         if self.mode == "set":
             self._fit_sets(found)
         else:
             self._fit_points(found)
+        self.diagnostics |= accuracies
 
     def _groups(self, pred: Predictive, log_probs: Tensor, labels: Tensor, environments: Tensor) -> list[_Group]:
         numbers = environments.unique().tolist()
@@ -161,10 +170,20 @@ class ShiftAwareScaling(Calibrator):
             found.append(_Group(log_probs[rows], labels[rows], signs[rows]))
         return found
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "coefficients")
+        if isinstance(saved, Tensor) and saved.shape == (1 + _NUM_SIGNS,):
+            # Of the version whose temperature was linear in the signs: the other terms count nothing.
+            state_dict[prefix + "coefficients"] = torch.cat([saved, saved.new_zeros(_NUM_TERMS - _NUM_SIGNS)])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     # One temperature for each example.
 
     def _fit_points(self, found: list[_Group]) -> None:
         clean = found[0]
+        signs, weights = torch.cat([group.signs for group in found]), _weights(found, 1.0).unsqueeze(-1)
+        self.centre = (weights * signs).sum(0)
+        self.spread = (weights * (signs - self.centre).square()).sum(0).sqrt().clamp_min(1e-6)
         before, upper = _error_and_bound(clean, self.clean_temperature.expand(len(clean.labels)), self.seed)
         share = _CLEAN_SHARE
         while True:
@@ -193,15 +212,8 @@ class ShiftAwareScaling(Calibrator):
     def _minimised(self, found: list[_Group], share: float) -> Tensor:
         """The coefficients of the smallest NLL, undisturbed data weighted by `share` to the mean of all perturbed."""
         log_probs, labels, signs = (torch.cat(parts) for parts in zip(*found, strict=True))
-        weights = torch.cat(
-            [
-                group.log_probs.new_full(
-                    (len(group.labels),), (share if k == 0 else 1 / (len(found) - 1)) / len(group.labels)
-                )
-                for k, group in enumerate(found)
-            ]
-        ) / (1 + share)
-        coefficients = torch.zeros(_NUM_SIGNS + 1, dtype=torch.float64, device=self.centre.device)
+        weights = _weights(found, share)
+        coefficients = torch.zeros(1 + _NUM_TERMS, dtype=torch.float64, device=self.centre.device)
         coefficients[0] = self.clean_temperature.log()
         coefficients.requires_grad_(True)
         optimizer = torch.optim.LBFGS([coefficients], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-8)
@@ -221,8 +233,10 @@ class ShiftAwareScaling(Calibrator):
     def _of_signs(self, signs: Tensor, coefficients: Tensor | None = None) -> Tensor:
         own = self.coefficients if coefficients is None else coefficients
         units = ((signs - self.centre) / self.spread).clamp(-4, 4)
+        # Squares and products are no larger than the units themselves.
+        terms = torch.cat([units, units[:, _FIRST] * units[:, _SECOND] / 4], dim=-1)
         # Smoothly between the bounds.
-        return (_LOG_BOUND * torch.tanh((own[0] + units @ own[1:]) / _LOG_BOUND)).exp()
+        return (_LOG_BOUND * torch.tanh((own[0] + terms @ own[1:]) / _LOG_BOUND)).exp()
 
     # One temperature for a set.
 
@@ -340,6 +354,28 @@ def _statistics(signs: Tensor, log_probs: Tensor) -> Tensor:
     shares = log_probs.exp().mean(0)
     evenness = -torch.special.xlogy(shares, shares).sum() / math.log(len(shares))
     return torch.cat([signs.mean(0), signs.std(0), evenness.reshape(1)])
+
+
+def _weights(found: list[_Group], share: float) -> Tensor:
+    """Weights of all rows, of sum 1: undisturbed ones together `share` times as much as all perturbed ones together."""
+    parts = [share] + [1 / (len(found) - 1)] * (len(found) - 1)
+    each = [g.log_probs.new_full((len(g.labels),), part / len(g.labels)) for g, part in zip(found, parts, strict=True)]
+    return torch.cat(each) / (1 + share)
+
+
+def _checked_accuracies(found: list[_Group]) -> dict[str, float]:
+    """Accuracy on undisturbed and on the worst perturbed data, with a warning where the latter is far above chance."""
+    clean, *perturbed = (float((group.log_probs.argmax(-1) == group.labels).double().mean()) for group in found)
+    chance = float(found[0].labels.bincount().max()) / len(found[0].labels)
+    if min(perturbed) > (clean + chance) / 2:
+        warnings.warn(
+            f"the strongest perturbation leaves an accuracy of {min(perturbed):.3f}, of {clean:.3f} undisturbed and {chance:.3f} "
+            "by chance: what ShiftAwareScaling learns from is too mild, and it may sharpen answers under stronger shifts; add "
+            'perturbations that take the content away, for images shifts=("images", "content")',
+            CalibrationWarning,
+            stacklevel=4,
+        )
+    return {"clean_accuracy": clean, "lowest_accuracy": min(perturbed)}
 
 
 def _best_temperature(group: _Group) -> float:
