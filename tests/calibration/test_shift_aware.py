@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.calibration import Conformal, ShiftAwareScaling, TemperatureScaling
-from bayesguard.calibration.shift_aware import _best_temperature, _Group, _log_probs, _signs
+from bayesguard.calibration.environments import Group, best_temperature, pooled_log_probs, signs_of
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.metrics.functional import expected_calibration_error
 
@@ -121,18 +121,20 @@ def test_the_polynomial_term_by_term() -> None:
     labels = torch.cat([labels[:size] for (_, labels), size in zip(parts, sizes, strict=True)])
     environments = torch.arange(3).repeat_interleave(torch.tensor(sizes))
     scaling = ShiftAwareScaling().fit(bg.predictive.concatenate(preds), labels, environments=environments)
-    signs = [_signs(pred, _log_probs(pred)) for pred in preds]
+    signs = [signs_of(pred, pooled_log_probs(pred)) for pred in preds]
     # Undisturbed data count as often as all perturbed ones.
     parts_of = (0.5, 0.25, 0.25)
     centre = sum(part * own.mean(0) for part, own in zip(parts_of, signs, strict=True))
     spread = sum(part * (own - centre).square().mean(0) for part, own in zip(parts_of, signs, strict=True)) ** 0.5  # type: ignore[operator]
-    assert torch.allclose(scaling.centre, centre) and torch.allclose(scaling.spread, spread)  # type: ignore[arg-type]
+    assert torch.allclose(scaling.centre, centre)
+    assert torch.allclose(scaling.spread, spread)
     new, _ = world(0.7, 5)
-    log_probs = _log_probs(new)
+    log_probs = pooled_log_probs(new)
     found = scaling(new).logits.double().squeeze(0).log_softmax(-1)
     c = scaling.coefficients.tolist()
-    assert len(c) == 10 and all(abs(value) > 1e-6 for value in c)
-    for row, own in enumerate(_signs(new, log_probs)[:40]):
+    assert len(c) == 10
+    assert all(abs(value) > 1e-6 for value in c)
+    for row, own in enumerate(signs_of(new, log_probs)[:40]):
         u = [min(4.0, max(-4.0, float(value))) for value in (own - scaling.centre) / scaling.spread]
         linear = c[0] + c[1] * u[0] + c[2] * u[1] + c[3] * u[2]
         square = c[4] * u[0] ** 2 + c[5] * u[0] * u[1] + c[6] * u[0] * u[2]
@@ -176,9 +178,9 @@ def test_the_best_temperature_is_that_of_temperature_scaling() -> None:
     logits = 4 * torch.randn(800, 5, generator=torch.Generator().manual_seed(0))
     labels = (logits / 3).softmax(-1).multinomial(1, generator=torch.Generator().manual_seed(1)).squeeze(-1)
     pred = bg.Predictive.from_logits(logits)
-    group = _Group(pred.logits.double(), labels, torch.zeros(800, 3))
+    group = Group(pred.logits.double(), labels, torch.zeros(800, 3))
     want = float(TemperatureScaling().fit(pred, labels).temperature)
-    assert _best_temperature(group) == pytest.approx(want, rel=1e-3)
+    assert best_temperature(group) == pytest.approx(want, rel=1e-3)
 
 
 def test_a_predictor_passes_its_data_through_the_shifts() -> None:

@@ -70,7 +70,7 @@ def test_partners_are_drawn_anew_and_uniformly() -> None:
 
 
 def test_a_batch_of_one_cannot_be_blended() -> None:
-    with pytest.raises(BadInput, match="batch of one.*choose a batch_size"):
+    with pytest.raises(BadInput, match=r"batch of one.*choose a batch_size"):
         Blend(1)(images(1, 1, 8, 8))
     assert len(Blend(1)(images(0, 1, 8, 8))) == 0
 
@@ -84,7 +84,8 @@ def test_erasing_covers_one_rectangle_with_one_grey(shape: tuple[int, ...], seve
     changed = erased != batch
     assert (changed == changed[:, :1]).all()
     rows, columns = changed.any(3)[:, 0], changed.any(2)[:, 0]
-    assert (rows.sum(-1) == height).all() and (columns.sum(-1) == width).all()
+    assert (rows.sum(-1) == height).all()
+    assert (columns.sum(-1) == width).all()
     assert torch.equal(changed[:, 0], rows[:, :, None] & columns[:, None])
     for marks, length in ((rows, height), (columns, width)):
         first, last = marks.int().argmax(-1), marks.shape[1] - 1 - marks.flip(-1).int().argmax(-1)
@@ -102,11 +103,14 @@ def test_seeds_types_and_severities(make: Any) -> None:
     for severity in range(1, 6):
         shift: ImageShift = make(severity)
         first = shift(batch)
-        assert torch.equal(first, make(severity)(batch)) and torch.equal(batch, before)
+        assert torch.equal(first, make(severity)(batch))
+        assert torch.equal(batch, before)
         assert not torch.equal(first, make(severity, seed=1)(batch))
         generator = shift.generator()
-        assert torch.equal(first, shift(batch, generator)) and not torch.equal(first, shift(batch, generator))
-        assert shift(batch.half()).dtype == torch.float16 and shift(batch.double()).dtype == torch.float64
+        assert torch.equal(first, shift(batch, generator))
+        assert not torch.equal(first, shift(batch, generator))
+        assert shift(batch.half()).dtype == torch.float16
+        assert shift(batch.double()).dtype == torch.float64
     for severity in (0, 6, 1.5):
         with pytest.raises((BadInput, TypeError), match="severity"):
             make(severity)
