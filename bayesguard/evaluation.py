@@ -35,7 +35,7 @@ def evaluate(
     data: Any,
     *,
     metrics: Sequence[str] | None = None,
-    shifts: str | Sequence[AnyShift] | None = None,
+    shifts: str | Sequence[AnyShift | str] | None = None,
     groups: object = None,
     clusters: object = None,
     interval: Interval | None = None,
@@ -56,8 +56,8 @@ def evaluate(
         predictor: A predictor with `data` as in `Predictor.predict`, or a Predictive with `data` its targets.
         data: Data with targets, or targets.
         metrics: Names from `metrics.registry.EVALUATION_METRICS`; None for the defaults of the kind of target.
-        shifts: Name of a suite (`shift.suite`) or a list of shifts (see `AnyShift`), applied on the predictor's device to
-            the first positional input of each batch; None for clean data only.
+        shifts: Name of a suite (`shift.suite`) or a list of names and shifts (see `AnyShift`), applied on the predictor's device
+            to the first positional input of each batch; None for clean data only.
         groups: Results for groups of the clean data, by a label for each example `[N]`; by a function of the inputs of a
             batch that returns labels; by a column of tabular inputs, as its number, or as `(number, bins)` for bins of
             equal mass; or by a mapping of names to any of these, or to boolean masks `[N]`, whose groups may overlap.
