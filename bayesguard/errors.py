@@ -34,7 +34,7 @@ class BayesguardWarning(UserWarning):
 
 
 class CalibrationWarning(BayesguardWarning):
-    """A calibrator stopped at a bound, or had too little data to be trusted."""
+    """A calibrator stopped at a bound, had too little data to be trusted, or learned from too mild perturbations."""
 
 
 class ConvergenceWarning(BayesguardWarning):

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, bi
 from bayesguard.metrics.functional.calibration import bins_of
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
-from bayesguard.metrics.parts import in_parts
+from bayesguard.metrics.parts import in_parts, part_slices
 from bayesguard.metrics.registry import kind_of, specs_for
 from bayesguard.metrics.scores import NUM_BINS
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
@@ -33,7 +35,7 @@ def evaluate(
     data: Any,
     *,
     metrics: Sequence[str] | None = None,
-    shifts: str | Sequence[AnyShift] | None = None,
+    shifts: str | Sequence[AnyShift | str] | None = None,
     groups: object = None,
     clusters: object = None,
     interval: Interval | None = None,
@@ -54,8 +56,8 @@ def evaluate(
         predictor: A predictor with `data` as in `Predictor.predict`, or a Predictive with `data` its targets.
         data: Data with targets, or targets.
         metrics: Names from `metrics.registry.EVALUATION_METRICS`; None for the defaults of the kind of target.
-        shifts: Name of a suite (`shift.suite`) or a list of shifts (see `AnyShift`), applied on the predictor's device to
-            the first positional input of each batch; None for clean data only.
+        shifts: Name of a suite (`shift.suite`) or a list of names and shifts (see `AnyShift`), applied on the predictor's device
+            to the first positional input of each batch; None for clean data only.
         groups: Results for groups of the clean data, by a label for each example `[N]`; by a function of the inputs of a
             batch that returns labels; by a column of tabular inputs, as its number, or as `(number, bins)` for bins of
             equal mass; or by a mapping of names to any of these, or to boolean masks `[N]`, whose groups may overlap.
@@ -213,7 +215,13 @@ def _part_answers(predictive: Predictive, targets: Tensor) -> list[Tensor]:
 def _by_class(predictive: Predictive, targets: Tensor) -> BinnedSums | None:
     if not isinstance(predictive, CategoricalPredictive):
         return None
-    return BinnedSums.of_classes(predictive.probs.flatten(0, -2), targets.long().flatten(), NUM_BINS)
+    return reduce(
+        add,
+        (
+            BinnedSums.of_classes(predictive[rows].probs.flatten(0, -2), targets[rows].long().flatten(), NUM_BINS)
+            for rows in part_slices(predictive)
+        ),
+    )
 
 
 def _by_group(answers: Answers, rows: Tensor, count: int) -> BinnedSums:

@@ -3,7 +3,7 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypedDict
@@ -64,10 +64,13 @@ class Predictor(nn.Module, ABC):
         can_continue: Whether `output_chunks` takes `first_draw` and `draws_per_chunk`, so that draws can go on where
             they ended.
         takes_bayesian_layers: Whether the method takes networks of `bayesguard.layers`.
+        is_reweightable: Whether draws weighted by the likelihood of one more row stand for the posterior with that row:
+            where they come from a posterior over what was fitted, not where masks or seeds are all they differ in.
     """
 
     can_continue: ClassVar[bool] = False
     takes_bayesian_layers: ClassVar[bool] = False
+    is_reweightable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -138,8 +141,6 @@ class Predictor(nn.Module, ABC):
 
     # What every method inherits.
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def forward(
         self,
         *inputs: Any,
@@ -170,13 +171,14 @@ class Predictor(nn.Module, ABC):
             IdenticalDraws: A stochastic method whose draws are all the same.
         """
         draws = self._draws(num_samples, seed, tolerance, max_samples, None)
-        return self._calibrated(self._answer(inputs, kwargs, draws, offset), "pooled")
+        with without_gradients():
+            return self._calibrated(self._answer(inputs, kwargs, draws, offset), "pooled")
 
     def draw_outputs(
         self, *inputs: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
     ) -> Tensor:
         """Return raw outputs `[S, N, ...]`, before the likelihood and any calibration."""
-        with torch.inference_mode(False), torch.no_grad():
+        with without_gradients():
             positional, keywords = self._prepare(inputs, kwargs)
             samples, seed = self._samples(num_samples), self._seed(seed)
             return torch.cat(list(self.output_chunks(*positional, num_samples=samples, seed=seed, **keywords)))
@@ -515,7 +517,9 @@ class Predictor(nn.Module, ABC):
         return self._calibrated(predictive if groups is None else predictive._grouped(groups), "draws")
 
     def _calibrated(self, predictive: Predictive, stage: str) -> Predictive:
-        for calibrator in self.calibrators:
+        # Not `self.calibrators`, which torch looks for in three places; this is asked twice in a prediction.
+        held: Any = self._modules["calibrators"]
+        for calibrator in held._modules.values():
             if calibrator.acts_on == stage:
                 predictive = calibrator(predictive)
         return predictive
@@ -561,6 +565,19 @@ class Predictor(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, seed={self.seed}"
+
+
+def without_gradients() -> AbstractContextManager[Any]:
+    """Switch gradients off for a block, and inference mode, whose tensors nobody could change later."""
+    if not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
+        return _AS_IT_IS
+    both = ExitStack()
+    both.enter_context(torch.inference_mode(False))
+    both.enter_context(torch.no_grad())
+    return both
+
+
+_AS_IT_IS = nullcontext()
 
 
 def check_evaluating(network: nn.Module) -> None:

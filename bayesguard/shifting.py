@@ -28,11 +28,13 @@ class AnyShift(Protocol):
         """Return shifted inputs of the same rows."""
 
 
-def chosen_shifts(shifts: str | Sequence[AnyShift] | None, seed: int) -> list[AnyShift]:
-    """Return shifts by the name of their suite, or the ones given, each name and severity once."""
+def chosen_shifts(shifts: str | Sequence[AnyShift | str] | None, seed: int) -> list[AnyShift]:
+    """Return shifts by the names of their suites, or the ones given, each name and severity once."""
     if shifts is None:
         return []
-    chosen: list[AnyShift] = [*(suite(shifts, seed) if isinstance(shifts, str) else shifts)]
+    chosen: list[AnyShift] = []
+    for given in [shifts] if isinstance(shifts, str) else shifts:
+        chosen += suite(given, seed) if isinstance(given, str) else [given]
     seen: set[tuple[str, float]] = set()
     for shift in chosen:
         if not (callable(shift) and hasattr(shift, "name") and hasattr(shift, "severity")):

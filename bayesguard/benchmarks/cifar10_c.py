@@ -21,7 +21,7 @@ from bayesguard.benchmarks.cifar10_c_tables import table
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.recipes import METHODS, Plan
 from bayesguard.benchmarks.residual import NETWORKS, num_parameters
-from bayesguard.benchmarks.unseen import FAMILIES, ROWS, answers, fitted, rows
+from bayesguard.benchmarks.unseen import CONTENT, FAMILIES, ROWS, answers, fitted, rows
 from bayesguard.calibration import TemperatureScaling
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional import accuracy, brier_score, expected_calibration_error, negative_log_likelihood
@@ -92,15 +92,21 @@ def run(
         raise BadInput(f"seeds and epochs must be 1 or more, got {seeds} and {epochs}")
     settings = _settings(suite, network, epochs, budget)
     name = f"shift-{suite}" + ("-small" if budget == "small" else "" if network == "resnet20" else f"-{network}")
-    records = measure_all(
-        partial(measure, settings=settings, data_dir=data_dir),
-        [Cell("cifar10", method, seed + k) for method in methods for k in range(seeds)],
-        settings=settings,
-        folder=Path(out) / f"{name}-cells",
-        device=device,
-        jobs=jobs,
-        progress=progress,
-    )
+    records = []
+    for aware in (False, True):
+        asked = [method for method in methods if METHODS[method].shift_aware == aware]
+        # What the shift-aware rows are calibrated on is a setting of the methods that have them.
+        own = {**settings, "calibrated_on": [suite, CONTENT]} if aware else settings
+        records += measure_all(
+            partial(measure, settings=own, data_dir=data_dir),
+            [Cell("cifar10", method, seed + k) for method in asked for k in range(seeds)],
+            settings=own,
+            folder=Path(out) / f"{name}-cells",
+            device=device,
+            jobs=jobs,
+            progress=progress and bool(asked),
+        )
+    records.sort(key=lambda record: methods.index(record["method"]))
     say(f"\n{table(records)}\n")
     path = Path(out) / f"{name}.json"
     collect(records, path, benchmark="shift", data="cifar10", **settings)
@@ -141,8 +147,9 @@ def measure(
         "temperature": [_scores(Predictive.from_logits(pred.logits / temperature), labels) for pred in tested],
     }
     if method.shift_aware:
-        held, _ = answers(predictor, images.calibration, shifts, cell.seed)
-        found |= left_out(held, targets, tested, labels, [shift.name for shift in shifts], cell.seed)
+        seen = [*shifts, *suite_of(CONTENT, cell.seed)]
+        held, _ = answers(predictor, images.calibration, seen, cell.seed)
+        found |= left_out(held, targets, tested, labels, [shift.name for shift in seen], cell.seed)
     return {
         "rows": {row: _by_set(shifts, scores) for row, scores in found.items()},
         "temperature": float(temperature),
@@ -165,9 +172,9 @@ def left_out(
     Args:
         held: Answers to held-out data: undisturbed, then under each shift.
         targets: Their labels.
-        tested: Answers to test data in the same order.
+        tested: Answers to test data in the same order, but for the last shifts that are of no family.
         labels: Their labels.
-        kinds: The kind of each shift.
+        kinds: The kind of each shift of `held`.
         seed: Of the calibrators.
 
     Returns:
@@ -175,17 +182,17 @@ def left_out(
         the families left out.
     """
     names = ["", *kinds]
-    found: dict[str, list[list[dict[str, float]]]] = {row: [[] for _ in names] for row in ROWS[2:]}
+    found: dict[str, list[list[dict[str, float]]]] = {row: [[] for _ in tested] for row in ROWS[2:]}
     for family in FAMILIES.values():
         if not set(family) & set(kinds):
             continue
         calibrators = fitted(
             [pred for pred, name in zip(held, names, strict=True) if name not in family], targets, seed
         )
-        for place, name in enumerate(names):
+        for place, (name, pred) in enumerate(zip(names, tested, strict=False)):
             if name and name not in family:
                 continue
-            for row, answer in rows(calibrators, tested[place], labels).items():
+            for row, answer in rows(calibrators, pred, labels).items():
                 if row in found:
                     found[row][place].append(_scores(answer, labels))
     return {row: [_mean(each) for each in sets] for row, sets in found.items()}

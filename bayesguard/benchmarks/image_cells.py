@@ -18,7 +18,7 @@ from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
 from bayesguard.benchmarks.datasets import ImageSet, load, ood_images
 from bayesguard.benchmarks.detection import Scores, detection, scores
 from bayesguard.benchmarks.image_recipes import METHODS, NETWORKS, recipe_of, trained
-from bayesguard.benchmarks.unseen import FAMILIES
+from bayesguard.benchmarks.unseen import CONTENT, FAMILIES
 from bayesguard.calibration import ShiftAwareScaling, TemperatureScaling
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional import (
@@ -127,7 +127,14 @@ def records_of(
         records += measure_all(
             partial(measure, network=chosen, sizes=sizes, data_dir=data_dir),
             [cell for cell in cells if cell.method == method],
-            settings={"network": chosen, **sizes, "recipe": recipes[method], "held_rows": HELD_ROWS},
+            settings={
+                "network": chosen,
+                **sizes,
+                "recipe": recipes[method],
+                "held_rows": HELD_ROWS,
+                # Of the one method whose answers are calibrated on perturbed images, too.
+                **({"calibrated_on": ["images", CONTENT]} if method == "ensemble" else {}),
+            },
             folder=folder,
             device=device,
             jobs=jobs,
@@ -203,7 +210,7 @@ def _rows(cell: Cell, predictor: Predictor, images: ImageSet) -> dict[str, Calla
         part = images.calibration[0][:HELD_ROWS], images.calibration[1][:HELD_ROWS]
         clean, labels = predictor.predict_with_targets(part)
         answers = [clean]
-        for shift in suite("images", cell.seed):
+        for shift in (*suite("images", cell.seed), *suite(CONTENT, cell.seed)):
             if shift.name not in FAMILIES["geometric"] and shift.severity in HELD_SEVERITIES:
                 answers.append(predictor.predict_with_targets(part, transform=shifting(shift, cell.seed))[0])
         rows[POINTWISE] = ShiftAwareScaling("point", seed=cell.seed).fit_shifted(answers, labels)

@@ -26,12 +26,13 @@ from bayesguard.errors import BadFile, BadInput
 from bayesguard.metrics.functional import accuracy, expected_calibration_error
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
-from bayesguard.shift import Corruption
+from bayesguard.shift import Corruption, Shift, suite
 
 LABELS = ("cifar10h", "cifar10n")
 NOISES = ("aggregate", "random1", "worst")
 METHODS = tuple(BUILDERS)
-# What shift-aware scaling learns from: one kind of perturbation of each family, mild, middling and strong.
+# What shift-aware scaling learns from: one kind of perturbation of each family and what takes
+# the content away, mild, middling and strong.
 _PERTURBED = ("gaussian_noise", "defocus_blur", "fog", "contrast")
 _SEVERITIES = (1, 3, 5)
 
@@ -99,10 +100,11 @@ def run(
     check_run(methods, METHODS, budget, seeds)
     chosen = BUDGETS[budget]
     kinds = ("cifar10h",) if labels == "cifar10h" else tuple(f"cifar10n_{noise}" for noise in NOISES)
+    perturbed = [f"{shift.name} {shift.severity:g}" for shift in _shifts()] if labels == "cifar10h" else None
     records = measure_all(
         partial(measure, budget=chosen, data_dir=data_dir),
         [Cell(kind, name, seed) for kind in kinds for name in methods for seed in range(seeds)],
-        settings={**asdict(chosen), "budget": budget},
+        settings={**asdict(chosen), "budget": budget, **({"perturbed": perturbed} if perturbed else {})},
         folder=Path(out) / f"noise-{budget}",
         device=device,
         jobs=jobs,
@@ -278,8 +280,9 @@ def _calibrated(predictor: Predictor, calibrator: Calibrator | None, held: Part,
     return predictor.predict(images.test[0])
 
 
-def _shifts() -> list[Corruption]:
-    return [Corruption(name, severity=severity) for name in _PERTURBED for severity in _SEVERITIES]
+def _shifts() -> list[Shift]:
+    corruptions = [Corruption(name, severity=severity) for name in _PERTURBED for severity in _SEVERITIES]
+    return [*corruptions, *(shift for shift in suite("content") if shift.severity in _SEVERITIES)]
 
 
 def _check_rows(found: int, expected: int, name: str) -> None:

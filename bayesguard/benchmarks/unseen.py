@@ -1,7 +1,7 @@
 """Calibration on kinds of shift that calibration never saw: a family of perturbations is left out, and tested on.
 
-A deep ensemble is calibrated on held-out data, undisturbed and under the perturbations of all families but one, and its
-calibration error is measured under that one, for each family in turn. The last row is the best temperature for each
+A deep ensemble is calibrated on held-out data, undisturbed, under the perturbations of all families but one, and under those that
+take the content away, which are of no family; its calibration error is measured under the family left out, for each in turn. The last row is the best temperature for each
 tested set, found with its labels: the limit of scaling.
 """
 
@@ -40,6 +40,8 @@ ROWS = (
     "best temperature for each set",
 )
 _MEMBERS = 5
+# What calibration sees but for the family left out, and never a tested set: perturbations down to chance.
+CONTENT = "content"
 
 
 def run(
@@ -79,13 +81,14 @@ def run(
     train(images, settings, epochs, chosen, ensemble)
     say(f"trained {_MEMBERS} members in {time.perf_counter() - start:.1f} s")
     shifts: list[AnyShift] = list(suite("images", seed))
-    held, held_labels = answers(ensemble, images.calibration, shifts, seed)
+    content = suite(CONTENT, seed)
+    held, held_labels = answers(ensemble, images.calibration, [*shifts, *content], seed)
     tested, labels = answers(ensemble, images.test, shifts, seed + 1)
     names = ["", *(shift.name for shift in shifts)]
     found: dict[str, dict[str, list[float]]] = {row: {"unseen": [], "clean": [], "brier": []} for row in ROWS}
     for family, members in FAMILIES.items():
-        seen = [k for k, name in enumerate(names) if name not in members]
-        calibrators = fitted([held[k] for k in seen], held_labels, seed)
+        own = [k for k, name in enumerate(names) if name in members]
+        calibrators = fitted([pred for k, pred in enumerate(held) if k not in own], held_labels, seed)
         for k, name in enumerate(names):
             if name and name not in members:
                 continue
@@ -101,7 +104,7 @@ def run(
         summary,
         found,
         Path(out) / f"unseen-{images.name}.json",
-        {"data": images.name, "seed": seed, "device": str(chosen)},
+        {"data": images.name, "seed": seed, "device": str(chosen), "calibrated_on": ["images", CONTENT]},
     )
     say(f"wrote {Path(out) / f'unseen-{images.name}.json'}")
     return summary

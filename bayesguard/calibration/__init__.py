@@ -9,12 +9,16 @@ from bayesguard.calibration.binning import IsotonicCalibration as IsotonicCalibr
 from bayesguard.calibration.conformal import Conformal as Conformal
 from bayesguard.calibration.conformal import ConformalInterval as ConformalInterval
 from bayesguard.calibration.conformal import ConformalQuantile as ConformalQuantile
+from bayesguard.calibration.conformal_bayes import ConformalBayes as ConformalBayes
 from bayesguard.calibration.cross import CrossConformal as CrossConformal
 from bayesguard.calibration.cross import cross_conformal as cross_conformal
 from bayesguard.calibration.cross import jackknife_plus_after_bootstrap as jackknife_plus_after_bootstrap
+from bayesguard.calibration.decomposition import score_decomposition as score_decomposition
 from bayesguard.calibration.density_ratio import DensityRatio as DensityRatio
 from bayesguard.calibration.density_ratio import density_ratio as density_ratio
 from bayesguard.calibration.distribution import ConformalDistribution as ConformalDistribution
+from bayesguard.calibration.improvement import PostHocImprovement as PostHocImprovement
+from bayesguard.calibration.improvement import post_hoc_improvement as post_hoc_improvement
 from bayesguard.calibration.label_shift import PriorCorrection as PriorCorrection
 from bayesguard.calibration.left_out import cross_interval as cross_interval
 from bayesguard.calibration.linear import DirichletCalibration as DirichletCalibration
@@ -31,3 +35,4 @@ from bayesguard.calibration.selective import SelectiveClassifier as SelectiveCla
 from bayesguard.calibration.selective import risk_controlled_threshold as risk_controlled_threshold
 from bayesguard.calibration.shift_aware import ShiftAwareScaling as ShiftAwareScaling
 from bayesguard.calibration.spline import SplineCalibration as SplineCalibration
+from bayesguard.calibration.structured import StructuredScaling as StructuredScaling

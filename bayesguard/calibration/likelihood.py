@@ -38,6 +38,7 @@ class PooledLikelihood:
 
     Attributes:
         worth: How many equal examples they are worth: N, or Kish's effective size.
+        many: Whether there are so many logits that a pass over them costs something.
     """
 
     def __init__(self, logits: Tensor, labels: Tensor, weights: Tensor, shares: Tensor | None = None) -> None:
@@ -49,19 +50,20 @@ class PooledLikelihood:
         self._log_weights = wide(weights).log().unsqueeze(-1)
         self._seen: dict[float, Slope] = {}
         # Relative steps of b that an expansion to third order may bridge: its error is of fourth order in them.
-        self.reach = 1e-6 if logits.numel() <= SMALL else 5e-4
+        self.many = logits.numel() > SMALL
+        self.reach = 5e-4 if self.many else 1e-6
         # A class of probability 0 adds nothing, but 0 * inf is NaN.
         self._masked = bool(logits.amin() == -torch.inf)
 
     def __call__(self, inverse: float) -> Slope:
         """Return the mean NLL and its derivatives at 1/T: one pass over the logits, or none."""
         if inverse not in self._seen:
-            self._seen[inverse] = self._slope(inverse, in_float64=self.logits.numel() <= SMALL)
+            self._seen[inverse] = self._slope(inverse, in_float64=not self.many)
         return self._seen[inverse]
 
     def exactly(self, inverse: float) -> Slope:
         """Return the same with all sums in float64."""
-        return self(inverse) if self.logits.numel() <= SMALL else self._slope(inverse, in_float64=True)
+        return self._slope(inverse, in_float64=True) if self.many else self(inverse)
 
     def at_one(self) -> float:
         """Return the mean NLL at T = 1: of draws that are normalised it needs the targets' logits only."""
@@ -82,11 +84,10 @@ class PooledLikelihood:
 
     def third(self, inverse: float) -> float:
         """Return the third derivative, a difference of second ones between two neighbours; NaN if there is one only."""
-        others = [seen for seen in self._seen if seen != inverse]
-        if not others:
+        if len(self._seen) < 2:
             return math.nan
-        other = min(others, key=lambda seen: abs(seen - inverse))
-        return (self._seen[inverse].second - self._seen[other].second) / (inverse - other)
+        at, other = sorted(self._seen, key=lambda seen: abs(seen - inverse))[:2]
+        return (self._seen[at].second - self._seen[other].second) / (at - other)
 
     def separable(self) -> bool:
         """Whether every target is the one top class of every draw."""

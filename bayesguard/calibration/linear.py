@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayesguard.calibration.fitted import BOUND, TOLERANCE, Fitted, check_possible, first_few, warn
 from bayesguard.calibration.likelihood import PooledLikelihood, picked
-from bayesguard.calibration.linear_fit import Diagonal, Found, Matrix, cross_validated, fit_map
+from bayesguard.calibration.linear_fit import Diagonal, Found, Matrix, Shrinkage, cross_validated, fit_map, odir
 from bayesguard.calibration.map_likelihood import MapLikelihood, mapped
 from bayesguard.checks import check_labels
 from bayesguard.errors import BadInput, BadType
@@ -22,6 +22,8 @@ _NO_ERROR = 0.1, 2e-6  # sum and mean of the distances of a class's probabilitie
 
 class _ClassMap(Fitted):
     """What linear maps of K logits share: the fit of the pooled likelihood, and the identity where that has no minimum."""
+
+    _bounded = False  # whether a penalty bounds the logits, however well the targets are told apart
 
     @staticmethod
     def _features(draws: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ class _ClassMap(Fitted):
                 factors, bias = (wide(self.get_buffer(name)).to(weights) for name in self.sized_by_fit)
                 after = likelihood.nll(factors, bias)
                 # At a minimum, twice as large logits are worse.
-                separable = likelihood.nll(2 * factors, 2 * bias) < after - 1e-12
+                separable = not self._bounded and likelihood.nll(2 * factors, 2 * bias) < after - 1e-12
             if separable or not after <= before:
                 self._store(unmoved.factors, unmoved.bias)
                 self._explain_identity(separable, before, after, len(labels))
@@ -182,7 +184,7 @@ class VectorScaling(_ClassMap):
     scale: Tensor
 
     def _search(self, likelihood: MapLikelihood) -> Found:
-        return fit_map(Diagonal(likelihood))
+        return fit_map(Diagonal(likelihood, Shrinkage()))
 
     def _identity(self, classes: int) -> Tensor:
         return torch.ones(classes)
@@ -202,7 +204,7 @@ class _Full(_ClassMap):
     def _search(self, likelihood: MapLikelihood) -> Found:
         strengths = cross_validated(likelihood, self.off_diagonal_penalty, self.bias_penalty)
         self.diagnostics |= {"off_diagonal": strengths[0], "bias": strengths[1]}
-        return fit_map(Matrix(likelihood, strengths))
+        return fit_map(Matrix(likelihood, odir(strengths, likelihood.num_classes)))
 
     def _identity(self, classes: int) -> Tensor:
         return torch.eye(classes)

@@ -25,6 +25,20 @@ _BIAS = (1e0, 1e-1, 1e-2, 1e-3, 1e-4)
 Strengths = tuple[float, float]  # of the penalties on what is beside the diagonal, and on biases
 
 
+class Shrinkage(NamedTuple):
+    """What a search adds to the mean NLL: factors of the squared distances from `centre` times the identity, and of biases."""
+
+    diagonal: float = RIDGE
+    off_diagonal: float = RIDGE
+    bias: float = RIDGE
+    centre: float = 1.0
+
+
+def odir(strengths: Strengths, classes: int) -> Shrinkage:
+    """Return off-diagonal and intercept regularisation, which are means of squares (Kull et al., 2019, section 3)."""
+    return Shrinkage(off_diagonal=RIDGE + strengths[0] / (classes * (classes - 1)), bias=RIDGE + strengths[1] / classes)
+
+
 class Coordinates(ABC):
     """Free numbers, in which the likelihood is about equally curved, and the map that they stand for.
 
@@ -34,8 +48,8 @@ class Coordinates(ABC):
 
     size: int  # how many numbers
 
-    def __init__(self, likelihood: MapLikelihood) -> None:
-        self.likelihood, self.num_classes = likelihood, likelihood.num_classes
+    def __init__(self, likelihood: MapLikelihood, shrinkage: Shrinkage) -> None:
+        self.likelihood, self.num_classes, self.shrinkage = likelihood, likelihood.num_classes, shrinkage
         self.seen = likelihood.counts.nonzero()[:, 0]
         self.unseen = (likelihood.counts == 0).nonzero()[:, 0]
 
@@ -48,9 +62,11 @@ class Coordinates(ABC):
         """Return factors and bias of all classes."""
 
     def penalty(self, factors: Tensor, bias: Tensor) -> Tensor:
-        """Return what is added to the mean NLL: the ridge."""
-        identity = torch.ones_like(factors) if factors.dim() == 1 else torch.eye(len(bias)).to(factors)
-        return RIDGE * ((factors - identity).square().sum() + bias.square().sum())
+        """Return what is added to the mean NLL."""
+        shrinkage, matrix = self.shrinkage, factors.dim() > 1
+        own = factors.diagonal() if matrix else factors
+        total = shrinkage.diagonal * (own - shrinkage.centre).square().sum() + shrinkage.bias * bias.square().sum()
+        return total + shrinkage.off_diagonal * (factors - own.diag()).square().sum() if matrix else total
 
     def _bias(self, bias: Tensor) -> Tensor:
         """Biases of all classes; their mean over the targets' classes changes nothing, and is 0."""
@@ -61,18 +77,21 @@ class Coordinates(ABC):
 class Diagonal(Coordinates):
     """A factor and a bias for each class, `[2, m]`."""
 
-    def __init__(self, likelihood: MapLikelihood) -> None:
-        super().__init__(likelihood)
+    def __init__(self, likelihood: MapLikelihood, shrinkage: Shrinkage) -> None:
+        super().__init__(likelihood, shrinkage)
         self.size = 2 * len(self.seen)
         square, mean = likelihood.moments()
         square, mean = square.diagonal()[self.seen], mean[self.seen]
         share = likelihood.counts[self.seen].to(mean) / len(likelihood.labels)
         blocks = torch.stack([square, mean, mean, torch.ones_like(mean)], -1).unflatten(-1, (2, 2))
-        self._whiten = _inverse_root(blocks * (share * (1 - share) + 1e-3 / self.num_classes)[:, None, None])
+        penalties = mean.new_tensor([2 * shrinkage.diagonal, 2 * shrinkage.bias]).diag()
+        self._whiten = _inverse_root(
+            blocks * (share * (1 - share) + 1e-3 / self.num_classes)[:, None, None] + penalties
+        )
 
     def free(self, flat: Tensor) -> Tensor:
         steps = self._whiten @ flat.reshape(-1, 2, 1)
-        return steps.squeeze(-1).T + flat.new_tensor([[1.0], [0.0]])
+        return steps.squeeze(-1).T + flat.new_tensor([[self.shrinkage.centre], [0.0]])
 
     def whole(self, free: Tensor) -> tuple[Tensor, Tensor]:
         factors, bias = free
@@ -84,30 +103,22 @@ class Matrix(Coordinates):
 
     Args:
         likelihood: What is minimised,
-        strengths: with the off-diagonal and intercept regularisation (Kull et al., 2019, section 3) of these strengths,
-        start: from here; None: from the identity.
+        shrinkage: with this penalty,
+        start: from here; None: from where the penalty is smallest.
     """
 
-    def __init__(self, likelihood: MapLikelihood, strengths: Strengths, start: Tensor | None = None) -> None:
-        super().__init__(likelihood)
-        self._strengths = strengths
+    def __init__(self, likelihood: MapLikelihood, shrinkage: Shrinkage, start: Tensor | None = None) -> None:
+        super().__init__(likelihood, shrinkage)
         count, classes = len(self.seen), self.num_classes
         self.size = count * (count + 2)
         square, mean = likelihood.moments()
         square, mean = square[self.seen][:, self.seen], mean[self.seen]
         curved = torch.cat([torch.cat([square, mean[None]]), torch.cat([mean, mean.new_ones(1)])[:, None]], 1)
-        penalties = mean.new_full((count + 1,), 2 * strengths[0] / (classes * (classes - 1)))
-        penalties[-1] = 2 * strengths[1] / classes
+        penalties = mean.new_full((count + 1,), 2 * shrinkage.off_diagonal)
+        penalties[-1] = 2 * shrinkage.bias
         self._whiten = _inverse_root(curved / classes + penalties.diag()).T
-        self._whiten_diagonal = (square.diagonal() / classes + 1e-6).rsqrt()
-        self._start = torch.eye(count, count + 1).to(mean) if start is None else start
-
-    def penalty(self, factors: Tensor, bias: Tensor) -> Tensor:
-        """Return what is added to the mean NLL."""
-        beside = factors - factors.diagonal().diag()
-        mean = beside.square().sum() / (len(bias) * (len(bias) - 1))
-        odir = self._strengths[0] * mean + self._strengths[1] * bias.square().mean()
-        return odir + super().penalty(factors, bias)
+        self._whiten_diagonal = (square.diagonal() / classes + 2 * shrinkage.diagonal).rsqrt()
+        self._start = shrinkage.centre * torch.eye(count, count + 1).to(mean) if start is None else start
 
     def free(self, flat: Tensor) -> Tensor:
         count = len(self.seen)
@@ -245,7 +256,8 @@ def _best(folds: list[tuple[MapLikelihood, MapLikelihood]], candidates: list[Str
     for strengths in candidates:
         score = 0.0
         for place, (fitted, held) in enumerate(folds):
-            found = fit_map(Matrix(fitted, strengths, starts[place]), tolerance=1e-4, most=200)
+            shrinkage = odir(strengths, fitted.num_classes)
+            found = fit_map(Matrix(fitted, shrinkage, starts[place]), tolerance=1e-4, most=200)
             score += held.nll(found.factors, found.bias) * len(held.labels)
             starts[place] = found.free
         scores.append(score)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from bayesguard.calibration.base import Calibrator
 from bayesguard.calibration.likelihood import PooledLikelihood, minimise, picked
+from bayesguard.calibration.profile import profile_end
 from bayesguard.checks import check_labels
 from bayesguard.errors import BadInput, BadType, CalibrationWarning
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
@@ -20,7 +22,15 @@ from bayesguard.predictive.numerics import BUDGET
 _BOUND = 100.0  # of T and 1/T: nobody's logits are off by more, and beyond it a search runs away
 _FEWEST_ROWS = 2000
 _GRID = 33
-_CHI_SQUARE_95 = 3.841458820694124  # of one degree of freedom
+
+
+class Searched(NamedTuple):
+    """Where a search for 1/T ended: what to take, where the NLL is smallest, and what its user has to be told."""
+
+    inverse: float
+    best: float
+    at_bound: bool = False
+    warning: str | None = None
 
 
 class TemperatureScaling(Calibrator):
@@ -41,8 +51,10 @@ class TemperatureScaling(Calibrator):
     Attributes:
         temperature: T, a tensor without axes; above 1 if the predictions were over-confident.
         diagnostics: `nll_before` and `nll_after` (nats, mean), `at_bound`, `num_examples`, `num_excluded` (targets that
-            had probability zero at every temperature), `standard_error` (of T, by the observed information; of weighted examples by their effective number, which
-            is exact where weights and errors are independent).
+            had probability zero at every temperature), `standard_error` (of T, by the observed information) and
+            `profile_interval` (lower and upper end of the 95 % likelihood-ratio interval of T, within which
+            `2 N (NLL(T) - min NLL) <= 3.84`; an end is 0 or inf where the data do not bound it between 0.01 and 100).
+            For weighted examples N is their effective number, which is exact where weights and errors are independent.
 
     References:
         Guo, Pleiss, Sun, Weinberger, 2017, ICML, section 4.2; Rahaman and Thiery, 2021, NeurIPS (pooled predictives).
@@ -92,8 +104,11 @@ class TemperatureScaling(Calibrator):
             raise BadInput("every target has probability zero in every draw; are the targets those of the predictions?")
 
         likelihood = PooledLikelihood(logits, labels, weights, counts)
-        found, at_bound = _search(likelihood)
-        self.temperature = self.temperature.new_tensor(1 / found)
+        found = search_inverse(likelihood)
+        if found.warning:
+            _warn(found.warning)
+        at_bound = found.at_bound
+        self.temperature = self.temperature.new_tensor(1 / found.inverse)
         inverse = 1 / float(self.temperature)
         before, after = likelihood.at_one(), likelihood.near(inverse)
         if abs(before - after.nll) < 1e-6:  # too little for sums in float32 to tell which is the smaller
@@ -102,6 +117,7 @@ class TemperatureScaling(Calibrator):
             self.temperature = self.temperature.new_tensor(1.0)
             inverse, at_bound, after = 1.0, False, likelihood.exactly(1.0)
             before = after.nll
+        lower, upper = (profile_end(likelihood, found.best, bound) for bound in (1 / _BOUND, _BOUND))
         # The second derivative in log T.
         information = likelihood.worth * (inverse * inverse * after.second + inverse * after.first)
         self.diagnostics = {
@@ -111,6 +127,7 @@ class TemperatureScaling(Calibrator):
             "num_examples": len(labels),
             "num_excluded": int(impossible.sum()),
             "standard_error": float(self.temperature) / math.sqrt(information) if information > 0 else math.inf,
+            "profile_interval": (1 / upper, 1 / lower if lower else math.inf),
         }
 
     _fit_weighted = _fit
@@ -147,14 +164,16 @@ def _two_classes_at_least(pred: Predictive, targets: Tensor) -> tuple[Tensor, Te
     return both, check_answers(targets, pred.batch_shape, "targets")
 
 
-def _search(likelihood: PooledLikelihood) -> tuple[float, bool]:
-    """Return 1/T of the smallest pooled NLL, and whether it lies at a bound; T = 1 for separable data."""
+def search_inverse(likelihood: PooledLikelihood) -> Searched:
+    """Return 1/T of the smallest pooled NLL, or what is taken instead where none is best."""
     if likelihood.separable():
-        _warn(
+        return Searched(
+            1.0,
+            _BOUND,
+            True,
             "every target is the top class of every draw, so the likelihood favours ever lower temperatures and none "
-            "is best; T stays 1. More held-out examples, with mistakes among them, are needed"
+            "is best; T stays 1. More held-out examples, with mistakes among them, are needed",
         )
-        return 1.0, True
 
     best = minimise(likelihood, *_basin(likelihood, _FEWEST_ROWS))
     if likelihood.num_draws > 1 and likelihood.near(best).nll > likelihood.at_one():
@@ -164,24 +183,26 @@ def _search(likelihood: PooledLikelihood) -> tuple[float, bool]:
     here = likelihood.near(best)
     if best * best * here.second + best * here.first < 1e-9 and likelihood(_BOUND).nll <= here.nll + 1e-14:
         best = _BOUND
-    at_bound = min(best * _BOUND, _BOUND / best) < 1 + 1e-6
-    most = likelihood.near(best).nll + _CHI_SQUARE_95 / (2 * likelihood.worth)
-    if likelihood.num_draws > 1 and best > 1 and likelihood(_BOUND).nll <= most:
-        at_bound, best = True, _mildest(likelihood, best, most)
-        _warn(
+    # Draws that sharpen to votes fit along a flat valley that goes on for ever, and are sure of every error under shift.
+    if likelihood.num_draws > 1 and best > 1 and profile_end(likelihood, best, _BOUND) == math.inf:
+        mildest = max(profile_end(likelihood, best, 1 / _BOUND), 1.0)
+        return Searched(
+            mildest,
+            best,
+            True,
             f"the {likelihood.num_examples} targets cannot tell the best temperature from 0, where every draw is a "
-            f"vote; taken is {1 / best:.4g}, the mildest that they cannot tell from the best. More held-out examples "
-            "are needed"
+            f"vote; taken is {1 / mildest:.4g}, the mildest that they cannot tell from the best. More held-out examples "
+            "are needed",
         )
-    elif at_bound:
-        reason = (
-            "either the predictions know nothing of the targets (are the two in the same order?), "
-            "or the logits are too large by more than 100"
-            if best < 1
-            else "the logits are too small by more than 100 (are they logits?)"
-        )
-        _warn(f"the temperature stopped at the bound of its range, {1 / best:.4g}; {reason}")
-    return best, at_bound
+    if min(best * _BOUND, _BOUND / best) >= 1 + 1e-6:
+        return Searched(best, best)
+    reason = (
+        "either the predictions know nothing of the targets (are the two in the same order?), "
+        "or the logits are too large by more than 100"
+        if best < 1
+        else "the logits are too small by more than 100 (are they logits?)"
+    )
+    return Searched(best, best, True, f"the temperature stopped at the bound of its range, {1 / best:.4g}; {reason}")
 
 
 def _basin(likelihood: PooledLikelihood, fewest_rows: int) -> tuple[float, float]:
@@ -201,19 +222,5 @@ def _basin(likelihood: PooledLikelihood, fewest_rows: int) -> tuple[float, float
     return grid[max(best - 1, 0)], grid[min(best + 1, _GRID - 1)]
 
 
-def _mildest(likelihood: PooledLikelihood, best: float, most: float) -> float:
-    """Return the 1/T nearest to 1 whose NLL is `most` at most.
-
-    Draws that sharpen to votes fit along a flat valley that goes on for ever, and are sure of every error under shift.
-    """
-    lower, upper = 1.0, best
-    if likelihood(lower).nll <= most:
-        return lower
-    while upper - lower > 1e-6 * upper:
-        middle = math.sqrt(lower * upper)
-        lower, upper = (lower, middle) if likelihood(middle).nll <= most else (middle, upper)
-    return upper
-
-
 def _warn(message: str) -> None:
-    warnings.warn(message, CalibrationWarning, stacklevel=5)
+    warnings.warn(message, CalibrationWarning, stacklevel=4)

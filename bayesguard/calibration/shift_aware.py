@@ -9,29 +9,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from bayesguard.calibration.base import Calibrator
-from bayesguard.calibration.likelihood import PooledLikelihood, minimise
+from bayesguard.calibration.environments import (
+    LOG_BOUND,
+    NUM_SIGNS,
+    NUM_STATISTICS,
+    Group,
+    best_temperature,
+    checked_accuracies,
+    error_and_bound,
+    error_at,
+    mean_error,
+    pooled_log_probs,
+    row_weights,
+    signs_of,
+    statistics_of,
+)
 from bayesguard.checks import check_count, check_labels, check_shape
-from bayesguard.errors import BadInput, BadType, NotFitted
-from bayesguard.metrics.bootstrap import bootstrap_weights
-from bayesguard.metrics.functional.calibration import expected_calibration_error
-from bayesguard.metrics.registry import EVALUATION_METRICS
+from bayesguard.errors import BadInput, NotFitted
 from bayesguard.predictive import CategoricalPredictive, Predictive
 from bayesguard.predictive.combine import concatenate
-from bayesguard.predictive.numerics import as_given, wide
+from bayesguard.predictive.numerics import as_given
 from bayesguard.sampling import stream
 
-_LOG_BOUND = math.log(20.0)
 _RIDGE = 1e-3
 _MOST_ROWS = 2000
-_RESAMPLES = 200
-_NUM_SIGNS = 3
-_NUM_STATISTICS = 2 * _NUM_SIGNS + 1
+_FIRST, _SECOND = torch.triu_indices(NUM_SIGNS, NUM_SIGNS, device="cpu").tolist()
+_NUM_TERMS = NUM_SIGNS + len(_FIRST)
 _PARTS, _CLEAN_PARTS = 4, 16
 # Weight of undisturbed data to the mean of all perturbed ones. Of 1, 4, 16, 64 and 256, the smallest that cost nothing on
 # undisturbed digits and Fashion-MNIST with families of perturbations left out.
@@ -45,11 +54,12 @@ class ShiftAwareScaling(Calibrator):
     which entropy, disagreement of draws and margin, and is meant for perturbations that it never saw.
 
     Args:
-        mode: "point": a temperature for each example, a smooth function of three signs, and the most that leaves the
+        mode: "point": a temperature for each example, a polynomial of degree 2 in three signs, and the most that leaves the
             calibration error of undisturbed data within its interval. "set": one temperature for a whole set of data,
             from the statistics of an unlabelled batch of it (`adapt`).
-        shifts: The perturbations that `Predictor.calibrate` passes its data through: the name of a suite ("images", ...)
-            or a list of `bayesguard.shift` objects; None where `fit` is called by hand with `environments=`.
+        shifts: The perturbations that `Predictor.calibrate` passes its data through: the name of a suite, or a list of
+            names and `bayesguard.shift` objects. `("images", "content")` for images: some must take accuracy down to
+            chance. None where `fit` is called by hand with `environments=`.
         seed: Of the rows that are used where there are very many.
 
     It acts on the mixture, whose answer is then one distribution: what draws disagreed about is gone.
@@ -57,14 +67,14 @@ class ShiftAwareScaling(Calibrator):
     Attributes:
         clean_temperature: Best single temperature of the undisturbed data.
         temperature: That of the set that was adapted to last ("set").
-        diagnostics: Calibration errors on undisturbed and perturbed data, before and after, and the interval that the
-            former had to stay in.
+        diagnostics: Calibration errors on undisturbed and perturbed data, before and after, the interval that the former had
+            to stay in, and accuracy on undisturbed data ("clean_accuracy") and on the worst perturbed ("lowest_accuracy").
 
     Examples:
         >>> logits = torch.randn(3000, 5, generator=torch.Generator().manual_seed(0)) * 3
-        >>> shift = torch.arange(3000) % 3  # perturbed twice as much, and four times
+        >>> shift = torch.arange(3000) % 3  # perturbed, and perturbed until hardly anything is left
         >>> noise = torch.randn(3000, 5, generator=torch.Generator().manual_seed(1))
-        >>> labels = (logits + 3 * shift.unsqueeze(1) * noise).argmax(-1)
+        >>> labels = (logits + 5 * shift.unsqueeze(1) * noise).argmax(-1)
         >>> seen = Predictive.from_logits(logits / (1 + shift.unsqueeze(1)))
         >>> scaling = ShiftAwareScaling().fit(seen, labels, environments=shift)
         >>> bool((scaling(seen).labels == seen.labels).all())
@@ -89,12 +99,12 @@ class ShiftAwareScaling(Calibrator):
         for name, value in (
             ("clean_temperature", torch.ones(())),
             ("temperature", torch.ones(())),
-            ("centre", torch.zeros(_NUM_SIGNS)),
-            ("spread", torch.ones(_NUM_SIGNS)),
-            ("coefficients", torch.zeros(_NUM_SIGNS + 1)),
-            ("sets", torch.zeros(0, _NUM_STATISTICS)),
+            ("centre", torch.zeros(NUM_SIGNS)),
+            ("spread", torch.ones(NUM_SIGNS)),
+            ("coefficients", torch.zeros(1 + _NUM_TERMS)),
+            ("sets", torch.zeros(0, NUM_STATISTICS)),
             ("set_weights", torch.zeros(0)),
-            ("set_scale", torch.ones(2, _NUM_STATISTICS)),
+            ("set_scale", torch.ones(2, NUM_STATISTICS)),
             ("set_range", torch.zeros(3)),
         ):
             self.register_buffer(name, value.double())
@@ -114,6 +124,10 @@ class ShiftAwareScaling(Calibrator):
 
         Raises:
             BadInput: No environments, or fewer than two perturbed ones.
+
+        Warns:
+            CalibrationWarning: No perturbation takes accuracy below halfway between that of undisturbed data and chance, the
+                share of the commonest class.
         """
         if environments is None:
             raise BadInput(
@@ -131,46 +145,57 @@ class ShiftAwareScaling(Calibrator):
         return self.fit(concatenate(preds), targets.repeat(len(preds)), environments=rows)
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
-        log_probs = _log_probs(pred)
+        log_probs = pooled_log_probs(pred)
         labels = check_labels(targets, log_probs.shape[:1], log_probs.shape[1])
         environments = as_given(self._environments, "environments").to(labels.device)
         check_shape(environments, labels.shape, "environments")
         found = self._groups(pred, log_probs, labels, environments)
         clean = found[0]
-        self.clean_temperature = log_probs.new_tensor(_best_temperature(clean))
-        self.centre, self.spread = clean.signs.mean(0), clean.signs.std(0).clamp_min(1e-6)
+        accuracies = checked_accuracies(found)
+        self.clean_temperature = log_probs.new_tensor(best_temperature(clean))
         if self.mode == "set":
             self._fit_sets(found)
         else:
             self._fit_points(found)
+        self.diagnostics |= accuracies
 
-    def _groups(self, pred: Predictive, log_probs: Tensor, labels: Tensor, environments: Tensor) -> list[_Group]:
+    def _groups(self, pred: Predictive, log_probs: Tensor, labels: Tensor, environments: Tensor) -> list[Group]:
         numbers = environments.unique().tolist()
         if 0 not in numbers or len(numbers) < 3:
             raise BadInput(
                 "environments must have 0 (undisturbed) and two perturbations at least, got "
                 f"{', '.join(map(str, numbers[:6]))}"
             )
-        signs = _signs(pred, log_probs)
+        signs = signs_of(pred, log_probs)
         found = []
         for number in numbers:
             rows = (environments == number).nonzero().squeeze(-1)
             if len(rows) > _MOST_ROWS:
                 order = torch.randperm(len(rows), generator=stream("cpu", self.seed, "rows", int(number)))
                 rows = rows[order[:_MOST_ROWS].to(rows.device)]
-            found.append(_Group(log_probs[rows], labels[rows], signs[rows]))
+            found.append(Group(log_probs[rows], labels[rows], signs[rows]))
         return found
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "coefficients")
+        if isinstance(saved, Tensor) and saved.shape == (1 + NUM_SIGNS,):
+            # Of the version whose temperature was linear in the signs: the other terms count nothing.
+            state_dict[prefix + "coefficients"] = torch.cat([saved, saved.new_zeros(_NUM_TERMS - NUM_SIGNS)])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     # One temperature for each example.
 
-    def _fit_points(self, found: list[_Group]) -> None:
+    def _fit_points(self, found: list[Group]) -> None:
         clean = found[0]
-        before, upper = _error_and_bound(clean, self.clean_temperature.expand(len(clean.labels)), self.seed)
+        signs, weights = torch.cat([group.signs for group in found]), row_weights(found, 1.0).unsqueeze(-1)
+        self.centre = (weights * signs).sum(0)
+        self.spread = (weights * (signs - self.centre).square()).sum(0).sqrt().clamp_min(1e-6)
+        before, upper = error_and_bound(clean, self.clean_temperature.expand(len(clean.labels)), self.seed)
         share = _CLEAN_SHARE
         while True:
             # More weight on undisturbed data, until their calibration error is what one temperature would leave it.
             self.coefficients = self._minimised(found, share)
-            after = _error(clean, self._of_signs(clean.signs))
+            after = error_at(clean, self._of_signs(clean.signs))
             if after <= upper or share >= 16 * _CLEAN_SHARE:
                 break
             share *= 2
@@ -183,25 +208,18 @@ class ShiftAwareScaling(Calibrator):
             "clean_ece": after,
             "clean_ece_upper": upper,
             "clean_share": share,
-            "perturbed_ece_with_one_temperature": _mean_error(
+            "perturbed_ece_with_one_temperature": mean_error(
                 found[1:], lambda g: self.clean_temperature.expand(len(g.labels))
             ),
-            "perturbed_ece": _mean_error(found[1:], lambda g: self._of_signs(g.signs)),
+            "perturbed_ece": mean_error(found[1:], lambda g: self._of_signs(g.signs)),
             "num_environments": len(found),
         }
 
-    def _minimised(self, found: list[_Group], share: float) -> Tensor:
+    def _minimised(self, found: list[Group], share: float) -> Tensor:
         """The coefficients of the smallest NLL, undisturbed data weighted by `share` to the mean of all perturbed."""
         log_probs, labels, signs = (torch.cat(parts) for parts in zip(*found, strict=True))
-        weights = torch.cat(
-            [
-                group.log_probs.new_full(
-                    (len(group.labels),), (share if k == 0 else 1 / (len(found) - 1)) / len(group.labels)
-                )
-                for k, group in enumerate(found)
-            ]
-        ) / (1 + share)
-        coefficients = torch.zeros(_NUM_SIGNS + 1, dtype=torch.float64, device=self.centre.device)
+        weights = row_weights(found, share)
+        coefficients = torch.zeros(1 + _NUM_TERMS, dtype=torch.float64, device=self.centre.device)
         coefficients[0] = self.clean_temperature.log()
         coefficients.requires_grad_(True)
         optimizer = torch.optim.LBFGS([coefficients], max_iter=100, line_search_fn="strong_wolfe", tolerance_grad=1e-8)
@@ -221,18 +239,20 @@ class ShiftAwareScaling(Calibrator):
     def _of_signs(self, signs: Tensor, coefficients: Tensor | None = None) -> Tensor:
         own = self.coefficients if coefficients is None else coefficients
         units = ((signs - self.centre) / self.spread).clamp(-4, 4)
+        # Squares and products are no larger than the units themselves.
+        terms = torch.cat([units, units[:, _FIRST] * units[:, _SECOND] / 4], dim=-1)
         # Smoothly between the bounds.
-        return (_LOG_BOUND * torch.tanh((own[0] + units @ own[1:]) / _LOG_BOUND)).exp()
+        return (LOG_BOUND * torch.tanh((own[0] + terms @ own[1:]) / LOG_BOUND)).exp()
 
     # One temperature for a set.
 
-    def _fit_sets(self, found: list[_Group]) -> None:
+    def _fit_sets(self, found: list[Group]) -> None:
         # Parts of each environment show how far statistics vary by chance; the undisturbed one counts more often.
         parts = [
             part for k, group in enumerate(found) for part in self._parts(group, _CLEAN_PARTS if k == 0 else _PARTS)
         ]
-        raw = torch.stack([_statistics(part.signs, part.log_probs) for part in parts])
-        each = [math.log(_best_temperature(group)) for group in found]
+        raw = torch.stack([statistics_of(part.signs, part.log_probs) for part in parts])
+        each = [math.log(best_temperature(group)) for group in found]
         counts = torch.tensor([_CLEAN_PARTS] + [_PARTS] * (len(found) - 1))
         wanted = torch.tensor(each).repeat_interleave(counts).to(raw)
         self.set_scale = torch.stack([raw.mean(0), raw.std(0).clamp_min(1e-6)])
@@ -250,30 +270,30 @@ class ShiftAwareScaling(Calibrator):
         self.diagnostics = {
             "log_temperature_rmse": errors,
             "num_environments": len(found),
-            "perturbed_ece_with_one_temperature": _mean_error(
+            "perturbed_ece_with_one_temperature": mean_error(
                 found[1:], lambda g: self.clean_temperature.expand(len(g.labels))
             ),
-            "perturbed_ece": _mean_error(found[1:], lambda g: self._of_set(g.signs, g.log_probs).expand(len(g.labels))),
-            "clean_ece": _error(
+            "perturbed_ece": mean_error(found[1:], lambda g: self._of_set(g.signs, g.log_probs).expand(len(g.labels))),
+            "clean_ece": error_at(
                 found[0], self._of_set(found[0].signs, found[0].log_probs).expand(len(found[0].labels))
             ),
         }
 
-    def _parts(self, group: _Group, count: int) -> list[_Group]:
+    def _parts(self, group: Group, count: int) -> list[Group]:
         """Random halves of an environment's rows."""
         size = max(2, len(group.labels) // 2)
         generator = stream("cpu", self.seed, "parts")
         found = []
         for _ in range(count):
             rows = torch.randperm(len(group.labels), generator=generator)[:size].to(group.labels.device)
-            found.append(_Group(group.log_probs[rows], group.labels[rows], group.signs[rows]))
+            found.append(Group(group.log_probs[rows], group.labels[rows], group.signs[rows]))
         return found
 
     def _of_set(self, signs: Tensor, log_probs: Tensor) -> Tensor:
         mean, width, highest = self.set_range
-        own = (_statistics(signs, log_probs) - self.set_scale[0]) / self.set_scale[1]
+        own = (statistics_of(signs, log_probs) - self.set_scale[0]) / self.set_scale[1]
         kernel = (-0.5 * (torch.cdist(own.unsqueeze(0), self.sets)[0] / width).square()).exp()
-        return (mean + kernel @ self.set_weights).clamp(-_LOG_BOUND, max(float(highest), 0.0)).exp()
+        return (mean + kernel @ self.set_weights).clamp(-LOG_BOUND, max(float(highest), 0.0)).exp()
 
     @property
     def can_adapt(self) -> bool:
@@ -296,75 +316,21 @@ class ShiftAwareScaling(Calibrator):
             raise BadInput('adapt is for mode="set"; with mode="point" every example has its own temperature')
         if len(pred) < 100:
             raise BadInput(f"pred has {len(pred)} examples; their statistics need 100 at least")
-        log_probs = _log_probs(pred)
-        self.temperature = self._of_set(_signs(pred, log_probs).to(self.centre), log_probs.to(self.centre))
+        log_probs = pooled_log_probs(pred)
+        self.temperature = self._of_set(signs_of(pred, log_probs).to(self.centre), log_probs.to(self.centre))
         return self
 
     def _calibrate(self, pred: Predictive) -> Predictive:
-        log_probs = _log_probs(pred)
+        log_probs = pooled_log_probs(pred)
         if self.mode == "set":
             temperatures = self.temperature.expand(len(log_probs))
         else:
-            temperatures = self._of_signs(_signs(pred, log_probs).to(self.centre))
+            temperatures = self._of_signs(signs_of(pred, log_probs).to(self.centre))
         scaled = log_probs / temperatures.to(log_probs).unsqueeze(-1)
         return CategoricalPredictive(scaled.to(pred.dtype).unsqueeze(0), exact=pred.exact)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, {'fitted' if self.fitted else 'not fitted'}"
-
-
-class _Group(NamedTuple):
-    """One environment: pooled log-probabilities `[n, K]`, labels `[n]`, signs `[n, 3]`."""
-
-    log_probs: Tensor
-    labels: Tensor
-    signs: Tensor
-
-
-def _log_probs(pred: Predictive) -> Tensor:
-    if not isinstance(pred, CategoricalPredictive) or len(pred.batch_shape) != 1:
-        raise BadType(f"ShiftAwareScaling is for one class of several an example, got a {type(pred).__name__}")
-    return wide(pred.logits).log_softmax(-1)
-
-
-def _signs(pred: Predictive, log_probs: Tensor) -> Tensor:
-    """What tells of a shift: entropy (of 1 at most), square root of the mutual information, and the margin."""
-    total, _, epistemic = pred.uncertainty()
-    first, second = log_probs.topk(2, dim=-1).values.unbind(-1)
-    margin = (first - second).clamp_max(20.0) / 20
-    return torch.stack([wide(total) / math.log(log_probs.shape[1]), wide(epistemic).sqrt(), margin.sqrt()], dim=-1)
-
-
-def _statistics(signs: Tensor, log_probs: Tensor) -> Tensor:
-    """What tells of a set: mean and spread of the signs, and how evenly its answers use the classes `[7]`."""
-    shares = log_probs.exp().mean(0)
-    evenness = -torch.special.xlogy(shares, shares).sum() / math.log(len(shares))
-    return torch.cat([signs.mean(0), signs.std(0), evenness.reshape(1)])
-
-
-def _best_temperature(group: _Group) -> float:
-    """The single temperature of the smallest NLL."""
-    one_draw = PooledLikelihood(group.log_probs.unsqueeze(0), group.labels, group.log_probs.new_ones(1))
-    return 1 / minimise(one_draw, math.exp(-_LOG_BOUND), math.exp(_LOG_BOUND))
-
-
-def _scaled(group: _Group, temperatures: Tensor) -> Tensor:
-    return (group.log_probs / temperatures.unsqueeze(-1)).softmax(-1)
-
-
-def _error(group: _Group, temperatures: Tensor) -> float:
-    return float(expected_calibration_error(_scaled(group, temperatures), group.labels))
-
-
-def _mean_error(groups: list[_Group], temperatures: Any) -> float:
-    return sum(_error(group, temperatures(group)) for group in groups) / len(groups)
-
-
-def _error_and_bound(group: _Group, temperatures: Tensor, seed: int) -> tuple[float, float]:
-    """Calibration error, and the 97.5 % quantile of it over resampled examples."""
-    scores = EVALUATION_METRICS["ece"].scores(_scaled(group, temperatures), group.labels)
-    resampled = torch.cat([scores.resample(part) for part in bootstrap_weights(len(group.labels), _RESAMPLES, seed)])
-    return scores.value(), float(resampled.quantile(0.975))
 
 
 def _chosen_ridge(kernel: Tensor, wanted: Tensor, groups: Tensor) -> tuple[float, float]:

@@ -286,16 +286,18 @@ def _energy(predictive: Predictive, targets: Tensor) -> Scores:
     return Mean(energy_scores(predictive, targets))
 
 
-def _sets(predictive: Pred) -> Tensor:
-    return (predictive if isinstance(predictive, Predictive) else Predictive.from_probs(predictive)).prediction_set(0.1)
+def sets_of(predictive: Pred, alpha: float = 0.1) -> Tensor:
+    """Return the prediction sets of a mis-coverage, bool `[N, ..., K]`."""
+    given = predictive if isinstance(predictive, Predictive) else Predictive.from_probs(predictive)
+    return given.prediction_set(alpha)
 
 
 def _set_coverage(predictive: Pred, targets: Tensor) -> Scores:
-    return Mean(_rows(covered_labels(_sets(predictive), targets)[1].reshape(targets.shape)))
+    return Mean(_rows(covered_labels(sets_of(predictive), targets)[1].reshape(targets.shape)))
 
 
 def _set_size(predictive: Pred, targets: Tensor) -> Scores:
-    return Mean(_rows(_sets(predictive).sum(-1)))
+    return Mean(_rows(sets_of(predictive).sum(-1)))
 
 
 _ANY_REAL = (-float("inf"), float("inf"))

@@ -23,7 +23,15 @@ from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.posteriors.ensemble_prediction import MemberOutputs
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.parts import collect
-from bayesguard.predictor import Options, Part, Predictor, check_likelihood, join_inputs, split_inputs
+from bayesguard.predictor import (
+    Options,
+    Part,
+    Predictor,
+    check_likelihood,
+    join_inputs,
+    split_inputs,
+    without_gradients,
+)
 from bayesguard.sampling import derive_seed, seeded_default_generators
 
 if TYPE_CHECKING:
@@ -114,7 +122,9 @@ class DeepEnsemble(Predictor):
     @property
     def members(self) -> list[Predictor]:
         """The members, each a predictor."""
-        return [member for member in self.network.children() if isinstance(member, Predictor)]
+        held = self.network._modules.values()
+        # The second question is one to an abstract class, which takes long.
+        return [member for member in held if type(member) is Deterministic or isinstance(member, Predictor)]
 
     def loss(self, inputs: Any, targets: Tensor, *, num_data: int) -> Tensor:
         """Return the sum of the members' objectives on one batch: each member gets its own gradient."""
@@ -161,7 +171,7 @@ class DeepEnsemble(Predictor):
         self, *inputs: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
     ) -> Tensor:
         self._samples(num_samples), self._seed(seed)
-        with torch.no_grad():
+        with without_gradients():
             outputs = self._member_outputs.batched(self.members, inputs, kwargs)
         if outputs is None:
             return super().draw_outputs(*inputs, num_samples=num_samples, seed=seed, **kwargs)
@@ -174,6 +184,8 @@ class DeepEnsemble(Predictor):
         outputs = self._member_outputs.batched(members, inputs, kwargs)
         if outputs is None or draws.stopping is not None:
             return super()._answer(inputs, kwargs, draws, offset)
+        if draws.keep and _read_alike(members):
+            return self._calibrated(members[0].likelihood.predictive(outputs), "draws")
         return collect(self._parts_of(members, outputs), draws.keep)
 
     @property
@@ -289,14 +301,15 @@ def _check_different(members: Sequence[Predictor]) -> None:
 
 def _read_alike(members: Sequence[Predictor]) -> bool:
     """Whether the members' likelihoods are one, which learns nothing, and no member has a calibrator."""
-    likelihoods = [member.likelihood for member in members]
+    likelihoods: list[Any] = [member._modules["likelihood"] for member in members]
     kind = type(likelihoods[0])
-    if kind not in _STATELESS or any(type(likelihood) is not kind for likelihood in likelihoods):
+    if kind not in _STATELESS or set(map(type, likelihoods)) != {kind}:
         return False
     name = _STATELESS[kind]
-    if name is not None and len({getattr(likelihood, name) for likelihood in likelihoods}) > 1:
+    if name is not None and len({vars(likelihood)[name] for likelihood in likelihoods}) > 1:
         return False
-    return not any(member.calibrators._modules for member in members)
+    calibrators: list[Any] = [member._modules["calibrators"] for member in members]
+    return not any(map(len, calibrators))
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

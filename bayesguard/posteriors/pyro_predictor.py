@@ -66,6 +66,7 @@ class PyroPredictor(Predictor):
     """
 
     takes_bayesian_layers = True
+    is_reweightable = True
     network: PyroProgram
 
     def __init__(

@@ -20,6 +20,7 @@ from bayesguard.weights import Weights
 class WeightPredictor(Predictor):
     """Base of `Variational` and the samplers; a subclass sets what it declares here."""
 
+    is_reweightable = True
     prior: Prior
     weights: Weights
     _outputs: WeightOutputs

@@ -63,7 +63,7 @@ class BernoulliPredictive(PooledPredictive):
         return new._fill(values.logit(), None, normalised_weights(None, values.shape[0], values), not draws)
 
     def _draw_log_probs(self, rows: slice) -> Tensor:
-        odds = wide(self.draw_logits[:, rows])
+        odds = wide(self._draws_of(rows))
         return torch.stack([F.logsigmoid(-odds), F.logsigmoid(odds)], dim=-1)
 
     def _make_component(self, draws: Tensor) -> Bernoulli:

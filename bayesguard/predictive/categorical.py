@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import NoReturn
 
 import torch
@@ -42,8 +43,9 @@ class CategoricalPredictive(PooledPredictive):
         values = with_draws(as_floating(logits, "logits"), True, 2, "logits")
         _check_classes(values, "logits")
         log_probs = _log_softmax(values)
-        # What may not be (NaN, +inf, every class masked) all ends in NaN: one look, and a reason where there is one.
-        if log_probs.isnan().any():
+        # What may not be (NaN, +inf, every class masked) all ends in NaN, and nothing here is +inf, so that the sum is NaN
+        # only where a number is: one look, and a reason where there is one.
+        if isnan(log_probs.detach().sum()):
             check_finite(values, "logits", allow_negative_infinity=True, row_axis=1)
             masked = (values == -torch.inf).all(-1)
             raise BadInput(f"logits has every class masked (-inf) in row {bad_row(masked.movedim(1, 0))}")
@@ -74,7 +76,7 @@ class CategoricalPredictive(PooledPredictive):
         return new._fill(log_probs, None, normalised_weights(None, values.shape[0], values), not draws)
 
     def _draw_log_probs(self, rows: slice) -> Tensor:
-        return wide(self.draw_logits[:, rows])
+        return wide(self._draws_of(rows))
 
     def _make_component(self, draws: Tensor) -> Categorical:
         return Categorical(logits=draws, validate_args=False)

@@ -116,7 +116,7 @@ def _linear(mode: BatchedCalls, func: Any, input: Tensor, weight: Tensor, bias: 
         raise Unbatchable("a linear layer without an axis of examples")
     offset, count = None if shift is None else shift.unsqueeze(2), mode.count
     if mode.is_batched(input):
-        return mode.one_step(input, lambda x: _product(x, stacked, offset))
+        return mode.one_step(input, _linear_step(stacked, offset))
     if (
         torch.is_grad_enabled()
         and input.dim() == 2
@@ -124,7 +124,16 @@ def _linear(mode: BatchedCalls, func: Any, input: Tensor, weight: Tensor, bias: 
         and stacked.shape[1] <= _FEW_OUTPUTS
     ):
         return mode.one_step(input, lambda x: _shared_product(x, stacked, offset))
-    return mode.one_step(input, lambda x: _product(x.expand(count, *x.shape), stacked, offset))
+    step = _linear_step(stacked, offset)
+    return mode.one_step(input, lambda x: step(x.expand(count, *x.shape)))
+
+
+def _linear_step(weights: Tensor, offset: Tensor | None) -> Step:
+    """Return `_product` with these weights as a function of its input; without gradients, their views are made once."""
+    if torch.is_grad_enabled() or offset is None:
+        return lambda x: _product(x, weights, offset)
+    right, shift = weights.transpose(1, 2), offset.transpose(1, 2)
+    return lambda x: torch.baddbmm(shift, x, right) if x.dim() == 3 else _product(x, weights, offset)
 
 
 def _product(x: Tensor, weights: Tensor, offset: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from bayesguard.errors import BayesguardError
 from bayesguard.sampling.patterns import BLOCK, dropped_bits, is_balanced, quantised
 
+_BITS = torch.tensor([1 << position for position in range(BLOCK)], dtype=torch.uint8)
 # Masks of fewer units are unpacked for all draws of a block at once; larger ones draw by draw, to save memory.
 _SMALL = 1 << 12
 # A mask this many times smaller than what it is applied to is made a factor first.
@@ -108,6 +109,12 @@ class Masks:
         return _tile(self._block(self.draws[0], index, place, call).keep(self.draws[0]), place, shape)
 
     def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
+        ready = self._held.get(len(self.calls))
+        if ready is not None and ready.call is not None and len(self.draws) == 1:
+            factor = ready.ready_factor(self.draws[0], input, rate, shape)
+            if factor is not None:
+                self.calls.append(ready.call)
+                return input * factor
         if self.late_rows is not None:
             spread_out = self._spread_over_draws(input, rate, shape)
             if spread_out is not None:
@@ -118,7 +125,11 @@ class Masks:
         draw = self.draws[0]
         block = self._block(draw, index, place, self.calls[-1])
         if block.is_small:
-            return input * _tile(block.factors(input.dtype)[block.position(draw)], place, shape)
+            factor = block.factors(input.dtype)[block.position(draw)]
+            tiled = _tile(factor, place, shape)
+            if tiled is factor and self.late_rows is None:
+                block.call = self.calls[-1]
+            return input * tiled
         if block.num_units * _MUCH_SMALLER <= input.numel() or input.dtype not in (torch.float32, torch.float64):
             return input * _tile(block.keep(draw).to(input.dtype) * block.scale, place, shape)
         # A byte that is 0 or a power of two, which the scale takes back exactly, is cheaper than a boolean.
@@ -205,6 +216,9 @@ class Block:
         self.key, self.number, self.scale, self.balanced = key, key[0], 1 / (1 - rate) if rate < 1 else 0.0, balanced
         self._kept = bits.bitwise_not_()
         self._factors: dict[torch.dtype, Tensor] = {}
+        self._single: dict[torch.dtype, tuple[Tensor, ...]] = {}
+        # The call of one draw by itself whose factors broadcast as they are; None as long as there was none.
+        self.call: MaskCall | None = None
         self._channels: dict[int, Tensor] = {}
 
     @property
@@ -229,8 +243,8 @@ class Block:
 
     def keeps(self, positions: range) -> Tensor:
         """Return the masks of some draws of the block, `[G, ...]`."""
-        bits = torch.tensor([1 << position for position in positions], dtype=torch.uint8, device=self._kept.device)
-        return (self._kept & bits.reshape(-1, *[1] * self._kept.dim())) != 0
+        bits = _BITS[positions.start : positions.stop].to(self._kept.device)
+        return (self._kept & bits.view(-1, *[1] * self._kept.dim())) != 0
 
     def keep(self, draw: int) -> Tensor:
         return (self._kept & (1 << self.position(draw))) != 0
@@ -240,6 +254,15 @@ class Block:
         if dtype not in self._factors:
             self._factors[dtype] = self.keeps(range(self.num_draws)).to(dtype) * self.scale
         return self._factors[dtype]
+
+    def ready_factor(self, draw: int, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor | None:
+        """Return a draw's factors if `call` is to be made again, for a draw of this block; None if it is another call."""
+        if (draw // BLOCK if self.balanced else draw) != self.number or self.call != (shape, rate, input.device):
+            return None
+        single = self._single.get(input.dtype)
+        if single is None:
+            single = self._single[input.dtype] = self.factors(input.dtype).unbind()
+        return single[self.position(draw)]
 
     def kept_byte(self, draw: int) -> tuple[Tensor, float]:
         """Return bytes that are 0 where a unit is dropped, and the factor that makes the others the scale."""

@@ -1,5 +1,6 @@
 """Networks of one architecture as one batched product: the first one's own code, on everybody's parameters."""
 
+import dis
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from operator import is_
@@ -43,14 +44,19 @@ class MemberBatch:
             raise Unbatchable("a parameter is not contiguous")
         stacks = [torch.stack([own[name].detach() for own in named]) for name in named[0]]
         self._stacked = {id(tensor): stack for tensor, stack in zip(named[0].values(), stacks, strict=True)}
-        self._held = [vars(m)[name] for m in every for name in ("_modules", "_forward_hooks", "_forward_pre_hooks")]
-        self._held += [vars(module) for module in every]
+        children = [module._modules for module in every]
+        self._held = [vars(module) for module in every] + [own for own in children if own]
         self._copies = [dict(held) for held in self._held]
-        self._named = [d for module in every for d in (module._parameters, module._buffers)]
+        named_tensors = [own for module in every for own in (module._parameters, module._buffers)]
+        hooks = [own for module in every for own in (module._forward_hooks, module._forward_pre_hooks)]
+        # Most of these hold nothing, and one look shows whether that is still so.
+        self._empty = [own for own in (*children, *named_tensors) if not own] + hooks
+        self._named = [own for own in named_tensors if own]
         self._owned = list(_values(self._named))
         self._tensors = list(chain.from_iterable(own.values() for own in named))
         self._views = list(chain.from_iterable(zip(*(stack.unbind() for stack in stacks), strict=True)))
-        self._plain = all(_is_torchs_own(module) for module in networks[0].modules())
+        self._plain = all(_is_torchs_own(module) or only_calls_children(module) for module in networks[0].modules())
+        self._forwards = [(module, _code_of(module)) for module in networks[0].modules() if not _is_torchs_own(module)]
         self._steps: list[Step] | None = None
 
     def adopt(self) -> None:
@@ -68,6 +74,8 @@ class MemberBatch:
             return False
         return (
             same
+            and not any(self._empty)
+            and all(_code_of(module) is code for module, code in self._forwards)
             and not (module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
             and all(map(is_, _values(self._named), self._owned))
             and all(map(Tensor.is_set_to, self._tensors, self._views))
@@ -85,7 +93,7 @@ class MemberBatch:
             return x.contiguous()
         mode = BatchedCalls(self._stacked, self.count)
         outputs = mode.run(self.networks[0], x)
-        # Code of torch's own does the same for every input; anybody else's is run anew.
+        # Code of torch's own, and code without a branch, does the same for every input; anybody else's is run anew.
         if self._plain and mode.steps:
             self._steps = mode.steps
         return outputs.contiguous()
@@ -101,6 +109,38 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def _is_torchs_own(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.") and "forward" not in vars(module)
+
+
+# All that `return self.after(self.before(x))` is made of: no branch, no loop, no global, no arithmetic.
+_STRAIGHT = {"RESUME", "PUSH_NULL", "PRECALL", "CALL", "RETURN_VALUE", "LOAD_ATTR", "LOAD_METHOD"}
+
+
+def only_calls_children(module: nn.Module) -> bool:
+    """Tell whether a module's code does nothing but hand tensors from one of its children to the next.
+
+    It is then the same for every input, as its byte code shows; what the byte code does not show counts as no.
+    """
+    kind, code = type(module), _code_of(module)
+    as_usual = (
+        kind.__call__ is nn.Module.__call__
+        and kind.__getattr__ is nn.Module.__getattr__
+        and kind.__getattribute__ is object.__getattribute__
+        and "forward" not in vars(module)
+    )
+    if code is None or not as_usual:
+        return False
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            name = step.argval
+            if name not in module._modules or hasattr(kind, name) or hasattr(Tensor, name):
+                return False
+        elif step.opname not in _STRAIGHT and not step.opname.startswith(("LOAD_FAST", "STORE_FAST")):
+            return False
+    return True
+
+
+def _code_of(module: nn.Module) -> Any:
+    return getattr(type(module).forward, "__code__", None)
 
 
 _OF_MODULES = set(vars(nn.Module()))

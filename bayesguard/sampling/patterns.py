@@ -7,6 +7,7 @@ one another and so are blocks: each single draw has exactly the law of ordinary 
 """
 
 import itertools
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -60,7 +61,7 @@ def is_balanced(rate: float, balanced: bool) -> bool:
 
 def _words(shape: tuple[int, ...], seed: int, path: tuple[int, ...]) -> npt.NDArray[np.uint16]:
     """Return uniform 16-bit integers, four from each 64-bit output of the generator."""
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     raw: npt.NDArray[np.uint64] = np.random.SFC64(derive_seed(seed, *path)).random_raw(-(-count // 4))
     return raw.view(np.uint16)[:count]
 

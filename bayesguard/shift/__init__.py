@@ -3,6 +3,9 @@
 from bayesguard.shift.base import Composed as Composed
 from bayesguard.shift.base import ImageShift as ImageShift
 from bayesguard.shift.base import Shift as Shift
+from bayesguard.shift.content import Blend as Blend
+from bayesguard.shift.content import Erasing as Erasing
+from bayesguard.shift.content import PatchShuffle as PatchShuffle
 from bayesguard.shift.corruption import EXTRA as EXTRA
 from bayesguard.shift.corruption import STANDARD as STANDARD
 from bayesguard.shift.corruption import Corruption as Corruption

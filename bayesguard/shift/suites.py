@@ -8,6 +8,7 @@ import torch
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
 from bayesguard.shift.base import Composed, Shift, seeded
+from bayesguard.shift.content import Blend, Erasing, PatchShuffle
 from bayesguard.shift.corruption import EXTRA, STANDARD, Corruption
 from bayesguard.shift.geometric import Rotation, Translation
 from bayesguard.shift.tabular import FeatureNoise
@@ -15,7 +16,7 @@ from bayesguard.shift.tabular import FeatureNoise
 OVADIA: tuple[str, ...] = tuple(
     name for name in STANDARD + EXTRA if name not in ("motion_blur", "snow", "jpeg_compression")
 )
-NAMES = ("cifar10-c", "cifar10-c-ovadia", "images", "rotation", "translation", "tabular")
+NAMES = ("cifar10-c", "cifar10-c-ovadia", "images", "content", "rotation", "translation", "tabular")
 
 
 def suite(name: str, seed: int = 0, *, scale: object = None) -> list[Shift]:
@@ -28,7 +29,8 @@ def suite(name: str, seed: int = 0, *, scale: object = None) -> list[Shift]:
             published files are; "cifar10-c-ovadia", the 16 of Ovadia et al. (2019) in the same way (`OVADIA`:
             without motion_blur, snow and jpeg_compression, with the 4 of `EXTRA`: speckle_noise,
             gaussian_blur, spatter, saturate): numbers of the two lists must not be compared; "images", the 19
-            of both lists, not cut to 8 bits, and rotation and translation at severities 1 to 5; "rotation", the 12 published angles, 15 to 180 degrees;
+            of both lists, not cut to 8 bits, and rotation and translation at severities 1 to 5; "content", what takes
+            the content away (patch_shuffle, blend, erasing) at severities 1 to 5; "rotation", the 12 published angles, 15 to 180 degrees;
             "translation", the 13 published shifts, 2 to 26 pixels of 28; "tabular", noise on features.
         seed: of every shift.
         scale: for "tabular" only, the standard deviation of each feature over the training data.
@@ -58,6 +60,8 @@ def suite(name: str, seed: int = 0, *, scale: object = None) -> list[Shift]:
         return [Rotation(s, seed=seed) for s in range(1, 13)]
     if name == "translation":
         return [Translation(s, seed=seed) for s in range(1, 14)]
+    if name == "content":
+        return [kind(s, seed) for kind in (PatchShuffle, Blend, Erasing) for s in levels]
     if name != "images":
         kinds = STANDARD if name == "cifar10-c" else OVADIA
         return [Corruption(kind, s, seed, eight_bit=True) for kind in kinds for s in levels]

@@ -107,7 +107,9 @@ def test_a_left_out_family_is_not_calibrated_on() -> None:
 
     kinds = ["gaussian_noise", "fog", "defocus_blur"]
     held = [answers(1.5, 0.95), answers(1.0, 0.8), answers(1.0, 0.8), answers(1.0, 0.8)]
-    found = left_out(held, labels, held, labels, kinds, seed=0)
+    # What takes the content away is seen whichever family is left out, and not tested on.
+    kinds, content = [*kinds, "patch_shuffle"], answers(0.3, 0.5)
+    found = left_out([*held, content], labels, held, labels, kinds, seed=0)
     assert set(found) == {
         "shift-aware, pointwise",
         "shift-aware, unlabelled batch",
@@ -117,10 +119,12 @@ def test_a_left_out_family_is_not_calibrated_on() -> None:
         assert len(scores) == 4
         assert scores[1]["accuracy"] == pytest.approx(float((held[1].labels == labels).double().mean()))
     other = [*held[:2], answers(3.0, 0.3), held[3]]
-    changed = left_out(other, labels, held, labels, kinds, seed=0)
+    changed = left_out([*other, content], labels, held, labels, kinds, seed=0)
     row = "shift-aware, pointwise"
     assert changed[row][2] == found[row][2]
     assert changed[row][1] != found[row][1]
+    changed = left_out([*held, answers(0.1, 0.4)], labels, held, labels, kinds, seed=0)
+    assert all(changed[row][k] != found[row][k] for k in range(4))
 
 
 @pytest.fixture

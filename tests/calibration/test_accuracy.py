@@ -70,6 +70,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], Any]] = {
     "VectorScaling": (c.VectorScaling, classes),
     "MatrixScaling": (c.MatrixScaling, classes),
     "DirichletCalibration": (c.DirichletCalibration, classes),
+    "StructuredScaling": (c.StructuredScaling, classes),
     "PlattScaling": (c.PlattScaling, answers),
     "BetaCalibration": (c.BetaCalibration, answers),
     "HistogramBinning": (c.HistogramBinning, classes),

@@ -1,5 +1,6 @@
 """ShiftAwareScaling: families that it never saw, undisturbed data left alone, and the same class always."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.calibration import Conformal, ShiftAwareScaling, TemperatureScaling
-from bayesguard.calibration.shift_aware import _best_temperature, _Group
-from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.calibration.environments import Group, best_temperature, pooled_log_probs, signs_of
+from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.metrics.functional import expected_calibration_error
 
 ROWS = 1500
@@ -65,6 +66,96 @@ def test_the_constraint_on_undisturbed_data_matters() -> None:
     assert found["perturbed_ece"] < found["perturbed_ece_with_one_temperature"]
 
 
+def faded(strength: float, seed: int) -> tuple[bg.Predictive, Tensor]:
+    """A perturbation that makes draws doubt, and costs next to no accuracy: doubt is exaggerated there."""
+    pred, labels = world(0.0, seed)
+    own = 0.15 * strength * torch.randn(5, ROWS, 4, generator=torch.Generator().manual_seed(seed + 1))
+    return bg.Predictive.from_logits(pred.logits / (1 + strength) + own, draws=True), labels
+
+
+@pytest.mark.parametrize("mode", ["point", "set"])
+def test_perturbations_must_take_accuracy_down_to_chance(mode: Any) -> None:
+    mild = [world(0.0, 0), *(faded(strength, 10 + k) for k, strength in enumerate((0.3, 0.6, 1.0, 1.5)))]
+    strong = [*mild, *(world(strength, 20 + k) for k, strength in enumerate((1.0, 2.0, 3.0, 5.0)))]
+
+    def fitted(parts: list[tuple[bg.Predictive, Tensor]]) -> ShiftAwareScaling:
+        environments = torch.arange(len(parts)).repeat_interleave(ROWS)
+        preds, labels = zip(*parts, strict=True)
+        return ShiftAwareScaling(mode).fit(
+            bg.predictive.concatenate(preds), torch.cat(labels), environments=environments
+        )
+
+    with pytest.warns(CalibrationWarning, match="too mild"):
+        twin = fitted(mild)
+    ours = fitted(strong)  # warnings are errors
+    accuracies = [float((pred.labels == labels).double().mean()) for pred, labels in strong]
+    assert ours.diagnostics["clean_accuracy"] == accuracies[0]
+    assert ours.diagnostics["lowest_accuracy"] == min(accuracies)
+    assert twin.diagnostics["lowest_accuracy"] == min(accuracies[1:5]) > (accuracies[0] + 0.25) / 2
+    plain = TemperatureScaling().fit(*mild[0])
+
+    def answer(scaling: ShiftAwareScaling, new: bg.Predictive) -> bg.Predictive:
+        return (scaling.adapt(new) if mode == "set" else scaling)(new)
+
+    gains, harms, costs = [], [], []
+    for seed in range(8):
+        new, truth = world(1.5, 1000 + seed, kind="other")
+        errors = [error(answer(scaling, new), truth) for scaling in (ours, twin)] + [error(plain(new), truth)]
+        gains.append(errors[2] - errors[0])
+        harms.append(errors[1] - errors[2])
+        assert torch.equal(answer(ours, new).labels, new.labels)
+        clean, truth = world(0.0, 2000 + seed)
+        costs.append(error(answer(ours, clean), truth) - error(plain(clean), truth))
+    for values in (gains, harms):  # with strong ones it helps, and with mild ones alone it does harm
+        each = torch.tensor(values)
+        assert each.mean() > 5 * each.std() / math.sqrt(len(values))
+    assert sum(costs) / len(costs) < 0.01
+    if mode == "point":
+        assert ours.diagnostics["clean_ece"] <= ours.diagnostics["clean_ece_upper"]
+
+
+def test_the_polynomial_term_by_term() -> None:
+    parts = [world(0.0, 0), world(1.0, 1), world(2.0, 2)]
+    sizes = [1500, 900, 400]
+    preds = [pred[:size] for (pred, _), size in zip(parts, sizes, strict=True)]
+    labels = torch.cat([labels[:size] for (_, labels), size in zip(parts, sizes, strict=True)])
+    environments = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+    scaling = ShiftAwareScaling().fit(bg.predictive.concatenate(preds), labels, environments=environments)
+    signs = [signs_of(pred, pooled_log_probs(pred)) for pred in preds]
+    # Undisturbed data count as often as all perturbed ones.
+    parts_of = (0.5, 0.25, 0.25)
+    centre = sum(part * own.mean(0) for part, own in zip(parts_of, signs, strict=True))
+    spread = sum(part * (own - centre).square().mean(0) for part, own in zip(parts_of, signs, strict=True)) ** 0.5  # type: ignore[operator]
+    assert torch.allclose(scaling.centre, centre)
+    assert torch.allclose(scaling.spread, spread)
+    new, _ = world(0.7, 5)
+    log_probs = pooled_log_probs(new)
+    found = scaling(new).logits.double().squeeze(0).log_softmax(-1)
+    c = scaling.coefficients.tolist()
+    assert len(c) == 10
+    assert all(abs(value) > 1e-6 for value in c)
+    for row, own in enumerate(signs_of(new, log_probs)[:40]):
+        u = [min(4.0, max(-4.0, float(value))) for value in (own - scaling.centre) / scaling.spread]
+        linear = c[0] + c[1] * u[0] + c[2] * u[1] + c[3] * u[2]
+        square = c[4] * u[0] ** 2 + c[5] * u[0] * u[1] + c[6] * u[0] * u[2]
+        square += c[7] * u[1] ** 2 + c[8] * u[1] * u[2] + c[9] * u[2] ** 2
+        temperature = math.exp(math.log(20) * math.tanh((linear + square / 4) / math.log(20)))
+        assert torch.allclose(found[row], (log_probs[row] / temperature).log_softmax(-1), atol=1e-5)
+
+
+def test_a_state_of_the_linear_temperature_loads() -> None:
+    pred, labels, environments = joined(STRENGTHS, 0)
+    scaling = ShiftAwareScaling().fit(pred, labels, environments=environments)
+    scaling.coefficients[4:] = 0
+    state = scaling.state_dict()
+    loaded = ShiftAwareScaling()
+    loaded.load_state_dict({**state, "coefficients": state["coefficients"][:4]})
+    new, _ = world(1.0, 5)
+    assert torch.equal(loaded(new).probs, scaling(new).probs)
+    with pytest.raises(RuntimeError, match="size mismatch for coefficients"):
+        loaded.load_state_dict({**state, "coefficients": state["coefficients"][:5]})
+
+
 @pytest.mark.parametrize("mode", ["point", "set"])
 def test_the_class_stays_and_states_load(mode: Any) -> None:
     pred, labels, environments = joined(STRENGTHS, 0)
@@ -87,9 +178,9 @@ def test_the_best_temperature_is_that_of_temperature_scaling() -> None:
     logits = 4 * torch.randn(800, 5, generator=torch.Generator().manual_seed(0))
     labels = (logits / 3).softmax(-1).multinomial(1, generator=torch.Generator().manual_seed(1)).squeeze(-1)
     pred = bg.Predictive.from_logits(logits)
-    group = _Group(pred.logits.double(), labels, torch.zeros(800, 3))
+    group = Group(pred.logits.double(), labels, torch.zeros(800, 3))
     want = float(TemperatureScaling().fit(pred, labels).temperature)
-    assert _best_temperature(group) == pytest.approx(want, rel=1e-3)
+    assert best_temperature(group) == pytest.approx(want, rel=1e-3)
 
 
 def test_a_predictor_passes_its_data_through_the_shifts() -> None:
@@ -117,7 +208,7 @@ def test_a_predictor_adapts_to_unlabelled_data() -> None:
     images[:, 0, :4] = (images[:, 0, :4] + labels[:, None, None] / 3).clamp(0, 1)
     predictor = bg.Deterministic(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
     predictor.fit((images, labels), epochs=10, batch_size=40)
-    shifts = [bg.shift.Corruption("gaussian_noise", severity) for severity in (1, 3, 5)]
+    shifts: list[Any] = ["content", *(bg.shift.Corruption("gaussian_noise", severity) for severity in (1, 3, 5))]
     scaling = ShiftAwareScaling("set", shifts=shifts)
     predictor.calibrate((images, labels), TemperatureScaling(), scaling)
     batch = bg.shift.Corruption("contrast", 5)(images)

@@ -21,6 +21,7 @@ from bayesguard.metrics.bootstrap import (
 )
 from bayesguard.metrics.functional.selective import weighted_aurc
 from bayesguard.metrics.scores import Mean, Pairs, Scores
+from bayesguard.sampling import stream
 
 ANY = (-math.inf, math.inf)
 
@@ -110,6 +111,13 @@ def spread(clusters: Tensor | None) -> float:
     weights = torch.cat(list(bootstrap_weights(300, 2000, 0, clusters=clusters)))
     variance = float((weights @ values / weights.sum(-1)).var())
     return abs(variance - exact) / (5 * exact * math.sqrt(2 / 2000))
+
+
+@pytest.mark.parametrize(("rows", "resamples"), [(3, 50), (700, 400), (200_000, 3)])
+def test_weights_count_what_was_drawn(rows: int, resamples: int) -> None:
+    drawn = torch.randint(rows, (resamples, rows), generator=stream("cpu", 7, "bootstrap"))
+    counts = torch.stack([torch.bincount(row, minlength=rows) for row in drawn])
+    assert torch.equal(torch.cat(list(bootstrap_weights(rows, resamples, 7))), counts.double())
 
 
 def test_clusters_are_drawn_whole() -> None:

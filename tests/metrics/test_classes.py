@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -17,70 +16,10 @@ from torchmetrics import Metric
 from bayesguard import metrics
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics import functional as M
+from bayesguard.metrics.registry import EVALUATION_METRICS
 from bayesguard.metrics.state import CalibrationState
 from bayesguard.predictive import CountPredictive, Predictive
-
-N = 120
-Case = tuple[Callable[[], Metric], Callable[[Any, Tensor], Tensor], str]
-
-
-def categorical() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    probs = (2 * torch.randn(N, 4, generator=generator, dtype=torch.float64)).softmax(-1)
-    return probs, torch.randint(4, (N,), generator=generator)
-
-
-def real() -> tuple[Predictive, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    loc = torch.randn(N, 2, generator=generator, dtype=torch.float64)
-    return Predictive.from_normal(loc, loc.abs() + 0.5), loc + torch.randn(loc.shape, generator=generator)
-
-
-def top(probs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    return probs.max(-1).values, (probs.argmax(-1) != y).double()
-
-
-CASES: dict[str, Case] = {
-    "accuracy": (metrics.Accuracy, M.accuracy, "classes"),
-    "nll": (metrics.NegativeLogLikelihood, lambda p, y: M.negative_log_likelihood(p.log(), y), "classes"),
-    "brier": (metrics.BrierScore, M.brier_score, "classes"),
-    "ece": (metrics.ExpectedCalibrationError, M.expected_calibration_error, "classes"),
-    "ece l2": (
-        lambda: metrics.ExpectedCalibrationError(norm="l2", debiased=True),
-        lambda p, y: M.expected_calibration_error(p, y, norm="l2", debiased=True),
-        "classes",
-    ),
-    "ece mass": (
-        lambda: metrics.ExpectedCalibrationError(10, binning="mass"),
-        lambda p, y: M.expected_calibration_error(p, y, num_bins=10, binning="mass"),
-        "classes",
-    ),
-    "classwise": (lambda: metrics.ClasswiseCalibrationError(4), M.classwise_calibration_error, "classes"),
-    "aurc": (metrics.AreaUnderRiskCoverage, lambda p, y: M.area_under_risk_coverage(*top(p, y)), "classes"),
-    "error auroc": (metrics.ErrorAUROC, M.error_auroc, "classes"),
-    "ood auroc": (metrics.OODAUROC, M.area_under_roc, "scores"),
-    "rmse": (metrics.RootMeanSquaredError, lambda p, y: M.root_mean_squared_error(p.mean, y), "real"),
-    "crps": (metrics.ContinuousRankedProbabilityScore, M.continuous_ranked_probability_score, "real"),
-    "real nll": (metrics.NegativeLogLikelihood, M.negative_log_likelihood, "real"),
-    "coverage": (
-        lambda: metrics.IntervalCoverage(0.2),
-        lambda p, y: M.interval_coverage(p.interval(0.2)[0], p.interval(0.2)[1], y),
-        "real",
-    ),
-    "width": (metrics.IntervalWidth, lambda p, y: M.interval_width(*p.interval(0.1)), "real"),
-    "quantiles": (
-        metrics.QuantileCalibrationError,
-        lambda p, y: M.quantile_calibration_error(M.pit(p, y)),
-        "real",
-    ),
-}
-
-
-def inputs(kind: str) -> tuple[Any, Tensor]:
-    if kind == "real":
-        return real()
-    probs, y = categorical()
-    return (probs, y) if kind == "classes" else (probs[:, 0], y == 0)
+from tests.metrics.class_cases import CASES, REGISTERED, WEIGHTED, N, categorical, inputs, real, top
 
 
 def fed(name: str, sizes: list[int]) -> Metric:
@@ -221,6 +160,31 @@ def test_bad_input_is_named() -> None:
         metrics.ClasswiseCalibrationError(3).update([[0.5, 0.5]], [0])
     with pytest.raises(BadInput, match="alpha"):
         metrics.IntervalWidth(0.0)
+    for cls in (metrics.SetSize, metrics.IntervalScore):
+        with pytest.raises(BadInput, match="alpha"):
+            cls(1.0)
+    with pytest.raises(BadType, match="SetCoverage is not for continuous"):
+        metrics.SetCoverage().update(pred, y)
+    with pytest.raises(BadType, match="BrierMiscalibration is not for categorical"):
+        metrics.BrierMiscalibration().update([[0.5, 0.5]], [0])
+    for make in (metrics.SmoothCalibrationError, lambda: metrics.CalibrationErrorAt(0.5)):
+        with pytest.raises(BadType, match="is not for continuous"):
+            make().update(pred, y)
+    for regression in (metrics.VariogramScore, metrics.ExpectedNormalisedCalibrationError, metrics.IntervalScore):
+        with pytest.raises(BadType, match="is not for categorical"):
+            regression().update([[0.5, 0.5]], [0])
+    with pytest.raises(BadInput, match="threshold"):
+        metrics.CalibrationErrorAt(1.5)
+    with pytest.raises(BadInput, match="p must be positive"):
+        metrics.VariogramScore(0.0)
+    with pytest.raises(BadInput, match="positive must be"):
+        metrics.OODAveragePrecision("both")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="true_positive_rate"):
+        metrics.OODFalsePositiveRate("in", 1.0)
+    with pytest.raises(BadInput, match="targets has 2 in row 1"):
+        metrics.OODAUROC().update([0.1, 0.2], [0, 2])
+    with pytest.raises(BadInput, match="exactly"):
+        metrics.SetSize().update([[0.5, 0.5]], [0, 1])
     with pytest.raises(BadInput, match="debiased"):
         metrics.ExpectedCalibrationError(norm="max", debiased=True)
     with pytest.raises(BadInput, match="softmax"):
@@ -232,24 +196,31 @@ def test_bad_input_is_named() -> None:
             metrics.Accuracy().update([[0.5, 0.5]] * 2, [0, 0], bad)
 
 
-WEIGHTED: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
-    "accuracy": lambda p, y, w: M.accuracy(p, y, weights=w),
-    "nll": lambda p, y, w: M.negative_log_likelihood(p.log(), y, weights=w),
-    "brier": lambda p, y, w: M.brier_score(p, y, weights=w),
-    "ece": lambda p, y, w: M.expected_calibration_error(p, y, weights=w),
-    "ece l2": lambda p, y, w: M.expected_calibration_error(p, y, norm="l2", debiased=True, weights=w),
-    "ece mass": lambda p, y, w: M.expected_calibration_error(p, y, num_bins=10, binning="mass", weights=w),
-    "classwise": lambda p, y, w: M.classwise_calibration_error(p, y, weights=w),
-    "aurc": lambda p, y, w: M.area_under_risk_coverage(*top(p, y), weights=w),
-    "error auroc": lambda p, y, w: M.error_auroc(p, y, weights=w),
-    "ood auroc": lambda p, y, w: M.area_under_roc(p, y, weights=w),
-    "rmse": lambda p, y, w: M.root_mean_squared_error(p.mean, y, weights=w),
-    "crps": lambda p, y, w: M.continuous_ranked_probability_score(p, y, weights=w),
-    "real nll": lambda p, y, w: (w @ -p.log_prob(y).mean(-1)) / w.sum(),
-    "coverage": lambda p, y, w: M.interval_coverage(p.interval(0.2)[0], p.interval(0.2)[1], y, weights=w),
-    "width": lambda p, y, w: M.interval_width(p.interval(0.1)[0], p.interval(0.1)[1], weights=w),
-    "quantiles": lambda p, y, w: M.quantile_calibration_error(M.pit(p, y), weights=w),
-}
+def test_every_metric_of_the_registry_has_a_class() -> None:
+    assert set(REGISTERED) == set(EVALUATION_METRICS)
+    made = {type(make()) for make in REGISTERED.values()} | {type(case[0]()) for case in CASES.values()}
+    assert {name for name in dir(metrics) if name[0].isupper()} == {cls.__name__ for cls in made} | {"CalibrationState"}
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_any_merge_has_the_value_of_the_registry(name: str) -> None:
+    spec = EVALUATION_METRICS[name]
+    for kind in spec.kinds:
+        if kind == "count":
+            continue
+        pred, y = inputs({"categorical": "classes", "continuous": "real", "samples": "vectors"}.get(kind, kind))
+        if name == "nll" and kind == "continuous":
+            wanted = -pred.log_prob(y).mean().item()
+        else:
+            wanted = spec.scores(pred, y).value()
+        parts = [slice(0, 30), slice(30, 41), slice(41, N)]
+        for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+            first, *others = [REGISTERED[name]() for _ in order]
+            for metric, part in zip((first, *others), order, strict=True):
+                metric.update(pred[parts[part]], y[parts[part]])
+            for metric in others:
+                first.merge_state(metric)
+            assert first.compute().item() == pytest.approx(wanted, abs=1e-12), kind
 
 
 @pytest.mark.parametrize("name", WEIGHTED)

@@ -24,6 +24,9 @@ CLASSES: dict[str, dict[str, Any]] = {
     "ClasswiseCalibrationError": {"num_classes": 4},
     "AreaUnderRiskCoverage": {},
     "ErrorAUROC": {},
+    "SmoothCalibrationError": {},
+    "CalibrationErrorAt": {"threshold": 0.5},
+    "SetCoverage": {},
 }
 REAL = (
     "RootMeanSquaredError",
@@ -32,6 +35,8 @@ REAL = (
     "IntervalCoverage",
     "IntervalWidth",
     "QuantileCalibrationError",
+    "ExpectedNormalisedCalibrationError",
+    "IntervalScore",
 )
 
 
@@ -47,6 +52,7 @@ def cases() -> list[tuple[Callable[[], Any], Any, Tensor]]:
         (lambda: metrics.ExpectedCalibrationError(binning="mass"), probs, labels),
         (lambda: metrics.ExpectedCalibrationError(binning="mass", exact=False), probs, labels),
         (metrics.OODAUROC, probs[:, 0], labels == 0),
+        (lambda: metrics.OODFalsePositiveRate("in"), probs[:, 0], labels == 0),
         *((lambda n=name: getattr(metrics, n)(), pred, y) for name in REAL),
     ]
 

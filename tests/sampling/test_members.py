@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesguard.sampling.batched_calls import BatchedCalls, Unbatchable
-from bayesguard.sampling.members import MemberBatch, check_batchable
+from bayesguard.sampling.members import MemberBatch, check_batchable, only_calls_children
 
 
 class Residual(nn.Module):
@@ -148,6 +148,8 @@ REPLACEMENTS: dict[str, Callable[[nn.Module], object]] = {
     "forward": lambda network: setattr(network[1], "forward", torch.tanh),  # type: ignore[index]
     "hook": lambda network: network[1].register_forward_hook(lambda *_: None),  # type: ignore[index]
     "mode": lambda network: network.train(),
+    "buffer": lambda network: network[1].register_buffer("new", torch.ones(2)),  # type: ignore[index]
+    "child": lambda network: network[1].add_module("new", nn.ReLU()),  # type: ignore[index]
     "assign": lambda network: network.load_state_dict(
         {k: v.clone() for k, v in network.state_dict().items()}, assign=True
     ),
@@ -163,6 +165,79 @@ def test_what_is_replaced_in_any_member_is_seen(replace: Callable[[nn.Module], o
     assert batch.is_current()
     replace(networks[2])
     assert not batch.is_current()
+
+
+class Chain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = _dense(), nn.Sequential(nn.Tanh(), nn.Linear(3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.before(x)
+        return self.after(hidden)
+
+
+class Other(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(-self.before(x))
+
+
+class Choosing(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.before(x)) if x.sum() > 0 else self.before(x)[:, :2]
+
+
+class Attribute(Chain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.before(x.T))
+
+
+class Property(Chain):
+    @property
+    def other(self) -> nn.Module:
+        return self.after if torch.is_grad_enabled() else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.before(x))
+
+
+class Wrapped(Chain):
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+
+def test_only_code_that_cannot_branch_counts_as_a_chain_of_children() -> None:
+    assert only_calls_children(Chain())
+    for kind in (Other, Choosing, Attribute, Property, Wrapped):
+        assert not only_calls_children(kind()), kind
+    patched = Chain()
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    assert not only_calls_children(patched)
+    named = Attribute()
+    named.T = nn.Identity()  # x.T is still the tensor's
+    assert not only_calls_children(named)
+
+
+@torch.no_grad()
+def test_a_chain_of_children_is_run_without_its_code_until_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = _networks(Chain)
+    batch = MemberBatch(networks)
+    batch.adopt()
+    for rows in (4, 1, 7):
+        assert torch.allclose(batch(_inputs(rows)), _loop(networks, _inputs(rows)), rtol=0, atol=1e-12)
+    assert batch._steps is not None
+    assert batch.is_current()
+    monkeypatch.setattr(Chain, "forward", Other.forward)
+    assert not batch.is_current()
+
+
+@torch.no_grad()
+def test_code_of_ones_own_is_run_anew() -> None:
+    networks = _networks(Other)
+    batch = MemberBatch(networks)
+    for rows in (4, 1):
+        assert torch.allclose(batch(_inputs(rows)), _loop(networks, _inputs(rows)), rtol=0, atol=1e-12)
+    assert batch._steps is None
 
 
 class Branches(nn.Linear):

@@ -2,16 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import cached_slices, group_sums
-from bayesguard.predictive.numerics import CACHED
+from bayesguard.metrics.functional.inputs import cached_slices, group_sums, places
+from bayesguard.predictive.numerics import CACHED, slices
 
 Norm = Literal["l1", "l2", "max"]
 Binning = Literal["width", "mass"]
@@ -105,9 +106,21 @@ class BinnedSums:
         A row that sums to 1 has fewer than B scores above 1/B. Those few are binned one by one; all others are in the
         first bin, whose sums are those of whole columns. The outcome of all but one score of a row is 0.
         """
-        count, classes = probs.shape
-        if not count:
+        if not len(probs):
             raise BadInput("probs has no rows; a metric needs at least one")
+        # Of a row of nearly equal probabilities all may be above the first bin, and are kept with their places.
+        parts = slices(len(probs), 32 * min(probs.shape[1], num_bins))
+        return reduce(
+            add,
+            (
+                cls._of_classes(probs[part], labels[part], num_bins, None if weights is None else weights[part])
+                for part in parts
+            ),
+        )
+
+    @classmethod
+    def _of_classes(cls, probs: Tensor, labels: Tensor, num_bins: int, weights: Tensor | None) -> "BinnedSums":
+        count, classes = probs.shape
         edge = _edges(num_bins, probs)[:1]
         high = torch.cat([edge, edge.new_ones(1)])[0]  # of the first bin; there is no edge if it is the only one
         powers = probs.new_ones(1, count, dtype=torch.float64)
@@ -117,7 +130,7 @@ class BinnedSums:
         above = []
         for part in cached_slices(probs, copies=4):
             scores = probs[part].detach().to(torch.float64, copy=True).contiguous()
-            flat = _places(scores > high)
+            flat = places(scores > high)
             picked = scores.view(-1)[flat]
             above.append((flat // classes + part.start, flat % classes, picked))
             scores.view(-1).index_fill_(0, flat, 0.0)
@@ -229,14 +242,6 @@ def _near_index(scores: Tensor, num_bins: int) -> Tensor:
     lower = (guess / num_bins).to(scores.dtype).double()
     upper = (guess + 1).div_(num_bins).to(scores.dtype).double()
     return guess.sub_((values <= lower).double()).add_((values > upper).double()).clamp_(0, num_bins - 1).long()
-
-
-def _places(mask: Tensor) -> Tensor:
-    """Return the flat indices of True."""
-    if mask.device.type == "cpu":
-        # NumPy skips the False eight at a time.
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero().squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,17 @@ def binary_calibration_error_at(
 
 def _sides(scores: Tensor, outcomes: Tensor, threshold: float, weights: Tensor | None) -> ThresholdCalibration:
     check_level(threshold, "threshold")
-    above = scores >= torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
     mass = torch.ones_like(outcomes) if weights is None else weights
-    share = mass / mass.sum()
-    sides = torch.stack([~above, above]).double()
-    shares, gaps = sides @ share, sides @ (share * (scores.double() - outcomes))
+    shares, gaps = side_sums(scores, outcomes, threshold, mass / mass.sum())
     below, over = gaps / shares
     return ThresholdCalibration(gaps.abs().sum(), below, over, shares[1])
+
+
+def side_sums(scores: Tensor, outcomes: Tensor, threshold: float, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mass below a threshold and from it on `[2]`, and the sums of mass times `score - outcome` there `[2]`."""
+    above = scores >= torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
+    sides = torch.stack([~above, above]).double()
+    return sides @ mass, sides @ (mass * (scores.double() - outcomes))
 
 
 class DecisionRegret(NamedTuple):

@@ -106,12 +106,18 @@ def false_positive_rate_at(
     return alarms[place] / alarms[-1]
 
 
+def check_positive(positive: Positive) -> Positive:
+    """Return the side that is to be found, or raise BadInput."""
+    if positive not in ("out", "in"):
+        raise BadInput(f"positive must be 'out' or 'in', the side that is to be found, got {positive!r}")
+    return positive
+
+
 def _above_thresholds(
     in_scores: object, out_scores: object, positive: Positive, weights: Sequence[object] | None
 ) -> tuple[Tensor, Tensor]:
     """Return the weight of positives and of negatives at or beyond each score that occurs, the strictest first."""
-    if positive not in ("out", "in"):
-        raise BadInput(f"positive must be 'out' or 'in', the side that is to be found, got {positive!r}")
+    check_positive(positive)
     inside = _finite(in_scores, "in_scores")
     outside = _finite(out_scores, "out_scores").to(inside.device)
     mass = torch.cat(side_weights(weights, (in_scores, out_scores), (inside, outside)))
