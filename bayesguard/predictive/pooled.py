@@ -17,7 +17,7 @@ from bayesguard.checks import check_level
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive.base import Decomposition, Predictive, to_numpy
 from bayesguard.predictive.groups import Groups, variance_between
-from bayesguard.predictive.numerics import in_slices, slices, wide
+from bayesguard.predictive.numerics import BUDGET, CACHED, in_slices, slices, wide
 
 _UNDERFLOW = 1e-290  # below this the logarithm of a float64 probability loses digits
 _FAR_DOWN = -1e4  # logarithm of a probability that is zero in float64, and finite
@@ -156,7 +156,8 @@ class PooledPredictive(Predictive):
     def _slices(self) -> Iterable[slice]:
         """Cut the examples so that a part's working copies are small."""
         assert self._draws is not None
-        return slices(len(self), 4 * self._draws[:, :1].numel() * (2 - self._num_class_axes))
+        copies = 4 * (2 - self._num_class_axes) * BUDGET // CACHED
+        return slices(len(self), copies * self._draws[:, :1].numel())
 
     @cached_property
     def _log_probs(self) -> Tensor:
