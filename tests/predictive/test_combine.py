@@ -140,7 +140,8 @@ def test_reduction_keeps_no_draws_of_its_chunks() -> None:
         reduction.update(chunks.pop(0))
     assert all(draws() is None for draws in kept)
     got = reduction.result()
-    assert isinstance(got, CategoricalPredictive) and isinstance(whole, CategoricalPredictive)
+    assert isinstance(got, CategoricalPredictive)
+    assert isinstance(whole, CategoricalPredictive)
     for name in ("probs", "standard_error"):
         torch.testing.assert_close(getattr(got, name), getattr(whole, name), rtol=1e-10, atol=1e-12)
 
