@@ -123,27 +123,48 @@ def test_no_heavy_import_at_the_top(path: Path) -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = f"import bayesguard, sys; print(sorted({HEAVY!r} & set(sys.modules)))"
+    code = f"from bayesguard import *; import sys; print(sorted({HEAVY!r} & set(sys.modules)))"
     before = "import torch, sys; print(sorted(%r & set(sys.modules)))" % HEAVY  # noqa: UP031
     with_torch = subprocess.check_output([sys.executable, "-c", before], text=True)
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == with_torch
 
 
+def test_importing_the_package_loads_its_errors_only() -> None:
+    code = "import bayesguard, sys; print(sorted(name for name in sys.modules if name.startswith('bayesguard.')))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "['bayesguard.errors']\n"
+
+
 def test_public_names() -> None:
-    own = {name for name, value in vars(bg).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
-    assert own - {*LAZY, "import_module", "Any", "TYPE_CHECKING"} == set(PUBLIC)
-    for name in (*PUBLIC, *LAZY):
-        assert getattr(bg, name) is not None
-    assert set(LAZY) <= set(dir(bg))
+    assert set(PUBLIC) <= set(dir(bg))
+    assert {name for name in dir(bg) if not isinstance(getattr(bg, name), ModuleType)} == set(PUBLIC) - set(MODULES)
+    assert {name for name in PUBLIC if isinstance(getattr(bg, name), ModuleType)} == set(MODULES)
+    with pytest.raises(AttributeError, match="no attribute 'MCDropuot'"):
+        _ = bg.MCDropuot
 
 
+def test_a_type_checker_sees_every_public_name() -> None:
+    imported = {
+        alias.asname
+        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported - {None} == set(PUBLIC)
+
+
+MODULES = [
+    *("calibration", "guides", "layers", "likelihoods", "metrics", "plots", "posteriors", "predictive", "priors"),
+    *("report", "sampling", "shift", "testing"),
+]
 PUBLIC = [
+    *MODULES,
     "BadFile",
     "BalancedSampler",
     "BadInput",
     "BadType",
     "BayesguardError",
     "BayesguardWarning",
+    "CalibrationMonitor",
     "CalibrationWarning",
     "DeepEnsemble",
     "Decomposition",
@@ -160,8 +181,11 @@ PUBLIC = [
     "PyroPredictor",
     "Variational",
     "UnsupportedNetwork",
+    "compare",
+    "evaluate",
+    "features",
+    "stack",
 ]
-LAZY = ["compare", "stack", "CalibrationMonitor", "evaluate", "features", "testing", "plots", "report"]
 SUBMODULES = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")}
 
 

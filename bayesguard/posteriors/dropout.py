@@ -106,7 +106,7 @@ class MCDropout(Predictor):
             forward, num_samples=num_samples, seed=seed, offset=offset, first=first_draw, chunk=draws_per_chunk
         ):
             if not self._has_varied and outputs.numel():
-                start = outputs[:1] if start is None else start
+                start = outputs[:1].clone() if start is None else start
                 self._has_varied = bool((outputs != start).any())
             yield outputs
         if (

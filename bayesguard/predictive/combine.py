@@ -200,6 +200,8 @@ class Reduction:
         self._groups.append(_one_group(chunk) if as_group else chunk.groups)
         if self._first is None:
             self._first = chunk
+        elif self._first.has_draws:  # from the second chunk on the first one's draws are not needed any more
+            self._first = self._first._rebuild(moments.to(chunk.dtype).tensors())
 
     def result(self) -> Predictive:
         """Return the reduced predictive of all draws so far.

@@ -17,7 +17,7 @@ from bayesguard.checks import check_level
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive.base import Decomposition, Predictive, to_numpy
 from bayesguard.predictive.groups import Groups, variance_between
-from bayesguard.predictive.numerics import BUDGET, in_slices, slices, wide
+from bayesguard.predictive.numerics import BUDGET, CACHED, in_slices, slices, wide
 
 _UNDERFLOW = 1e-290  # below this the logarithm of a float64 probability loses digits
 _LOG_UNDERFLOW = math.log(_UNDERFLOW)
@@ -183,7 +183,7 @@ class PooledPredictive(Predictive):
     def _slices(self) -> Iterable[slice]:
         """Cut the examples so that a part's working copies are small."""
         assert self._draws is not None
-        cost = 4 * self._draws.numel() * (2 - self._num_class_axes)
+        cost = 4 * self._draws.numel() * (2 - self._num_class_axes) * BUDGET // CACHED
         return (_EVERY,) if cost <= BUDGET else slices(len(self), cost // len(self))
 
     @cached_property

@@ -142,8 +142,11 @@ def _joined(chunks: Iterator[Tensor], first: int, chunk: int | None) -> Iterator
             held.append(taken)
             position += len(taken)
             if position % BLOCK == 0 and _is_full(position - start, taken, chunk):
-                yield torch.cat(held)
+                joined = torch.cat(held)
                 held, start = [], position
+                del taken  # what was joined must not lie in memory twice while the caller works
+                yield joined
+                del joined
     if held:
         yield torch.cat(held)
 

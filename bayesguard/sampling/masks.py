@@ -10,10 +10,12 @@ from bayesguard.errors import BayesguardError
 from bayesguard.sampling.patterns import BLOCK, dropped_bits, is_balanced, quantised
 
 _BITS = torch.tensor([1 << position for position in range(BLOCK)], dtype=torch.uint8)
-# Masks of fewer units are unpacked for all draws of a block at once; larger ones draw by draw, to save memory.
-_SMALL = 1 << 12
+# Masks of fewer units are unpacked for all draws of a block at once, 32 KiB each; larger ones draw by draw.
+_SMALL = 1 << 10
 # A mask this many times smaller than what it is applied to is made a factor first.
 _MUCH_SMALLER = 4
+# Units of a large mask that become floats at a time: 512 KiB, which stay in the cache.
+_SLICE = 1 << 17
 
 
 class PassesDiffer(BayesguardError, RuntimeError):
@@ -134,6 +136,8 @@ class Masks:
             return input * _tile(block.keep(draw).to(input.dtype) * block.scale, place, shape)
         # A byte that is 0 or a power of two, which the scale takes back exactly, is cheaper than a boolean.
         kept, scale = block.kept_byte(draw)
+        if kept.shape == input.shape and not torch.is_grad_enabled():
+            return _multiplied_by_bytes(input, kept, scale)
         return (input * _tile(kept, place, shape)).mul_(scale)
 
     def channels(self, shape: Sequence[int], rate: float, device: torch.device) -> Channels | None:
@@ -325,6 +329,16 @@ def asked_rate(own: float | None, p: float, *, module: bool) -> float:
 def _multiplied(input: Tensor, keep: Tensor, rate: float) -> Tensor:
     factor = keep.to(input.dtype)
     return input * (factor if rate == 1 else factor * (1 / (1 - rate)))
+
+
+def _multiplied_by_bytes(input: Tensor, kept: Tensor, scale: float) -> Tensor:
+    """Return `input * kept * scale` slice by slice: torch makes floats of all the bytes that it is given at once."""
+    result = torch.empty_like(input)
+    rows = max(1, _SLICE * len(input) // max(1, input.numel()))
+    for start in range(0, len(input), rows):
+        part = slice(start, start + rows)
+        torch.mul(input[part], kept[part], out=result[part]).mul_(scale)
+    return result
 
 
 def spread(keeps: Tensor, place: BatchAxis | None, shape: Sequence[int]) -> Tensor:

@@ -1,5 +1,7 @@
 """Mixtures of predictives, their concatenation, and reduction online."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -127,6 +129,21 @@ def test_reduction_online_is_reduction_at_once(kind: int) -> None:
     torch.testing.assert_close(found.mean, pred.mean)
     torch.testing.assert_close(found.standard_error, pred.standard_error)
     torch.testing.assert_close(torch.stack(found.uncertainty()), torch.stack(pred.uncertainty()))
+
+
+def test_reduction_keeps_no_draws_of_its_chunks() -> None:
+    chunks = [Predictive.from_logits(logits, draws=True) for logits in torch.randn(3, 4, 5, 3, dtype=torch.float64)]
+    kept = [weakref.ref(chunk.draw_logits) for chunk in chunks]
+    whole = mixture(chunks).reduce()
+    reduction = Reduction()
+    while chunks:
+        reduction.update(chunks.pop(0))
+    assert all(draws() is None for draws in kept)
+    got = reduction.result()
+    assert isinstance(got, CategoricalPredictive)
+    assert isinstance(whole, CategoricalPredictive)
+    for name in ("probs", "standard_error"):
+        torch.testing.assert_close(getattr(got, name), getattr(whole, name), rtol=1e-10, atol=1e-12)
 
 
 def test_reduction_keeps_small_epistemic_uncertainty_in_float32() -> None:

@@ -1,6 +1,7 @@
 """Every strategy gives the plain loop's draws, or says that it cannot."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from bayesguard.errors import BadInput, RandomnessWarning
 from bayesguard.sampling import Forward, Sampler
+from bayesguard.sampling.engine import _joined
 from tests.networks import Attention, Recurrent, Residual, Transformer, mlp
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
@@ -132,6 +134,23 @@ class MixesExamples(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dropped = self.drop(x)
         return dropped - dropped.mean(dim=0)
+
+
+def test_draws_that_were_joined_are_not_kept() -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def draws() -> Iterator[Tensor]:
+        for _ in range(24):
+            draw = torch.zeros(1, 2, 3)
+            made.append(weakref.ref(draw))
+            yield draw
+            del draw
+
+    groups = _joined(draws(), 0, 8)
+    for _ in range(3):
+        assert next(groups).shape == (8, 2, 3)
+        # The last one may be held by the iterator that gave it.
+        assert sum(draw() is not None for draw in made) <= 1
 
 
 def test_fold_is_refused_where_examples_are_mixed() -> None:

@@ -59,7 +59,9 @@ def peak_bytes(key: str, number: int, device: torch.device, *, quick: bool = Fal
     network, inputs = chosen.network, chosen.inputs
     predictor = bg.MCDropout(network, num_samples=max(number, 1), copy=False)
     with torch.no_grad():
-        network(inputs[:1])  # libraries set themselves up
+        # Libraries set themselves up, and the code of each operation is read into memory at its first use.
+        network(inputs[:1])
+        predictor.predict(inputs[:1])
         _reset_peak(device)
         before = _peak(device)
         if number:
