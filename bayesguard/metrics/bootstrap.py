@@ -9,10 +9,11 @@ from torch import Tensor
 from bayesguard.checks import check_count, check_level
 from bayesguard.metrics.functional.inputs import group_sums
 from bayesguard.metrics.scores import Mean, Scores
+from bayesguard.predictive.numerics import CACHED
 from bayesguard.sampling import stream
 
-# Elements of one chunk of weights: 64 MB of float64.
-_BUDGET = 1 << 23
+# Elements of one chunk of weights: 16 MB of float64, which memory that was used before can hold; 64 MB for eight rows.
+_BUDGET, _MOST, _ROWS = 1 << 21, 1 << 23, 8
 # Blocks of a jackknife: the acceleration is known to 0.65 / 200 then, less than its effect on an end shows.
 _BLOCKS = 200
 # Of the range in which an end of an inverted interval is looked for.
@@ -35,7 +36,7 @@ def bootstrap_weights(
         seed: The same seed gives the same weights, whatever the chunks.
         clusters: The cluster of each example, `[N]`, numbered 0..C-1 without gaps. C whole clusters are drawn, each with
             all its examples; single examples if None.
-        chunk_size: Rows of a chunk; as many as fit in 64 MB if None.
+        chunk_size: Rows of a chunk; as many as fit in 16 MB if None, or up to eight that fit in 64 MB.
 
     References:
         B. Efron (1979). Bootstrap methods: another look at the jackknife. Annals of Statistics.
@@ -47,15 +48,20 @@ def bootstrap_weights(
     """
     check_count(num_examples, "num_examples")
     check_count(num_resamples, "num_resamples")
-    step = max(1, _BUDGET // num_examples) if chunk_size is None else check_count(chunk_size, "chunk_size")
+    fitting = max(1, _BUDGET // num_examples, min(_ROWS, _MOST // num_examples))
+    step = fitting if chunk_size is None else check_count(chunk_size, "chunk_size")
     drawn_units = num_examples if clusters is None else int(clusters.max()) + 1
     generator = stream("cpu", seed, "bootstrap")
+    # Drawn and counted a few resamples at a time, in the narrower integers, so that both stay in the cache.
+    few = max(1, CACHED // 2 // drawn_units)
+    integers = torch.int32 if few * drawn_units < 1 << 31 else torch.int64
     for start in range(0, num_resamples, step):
-        rows = min(step, num_resamples - start)
-        drawn = torch.randint(drawn_units, (rows, drawn_units), generator=generator, device="cpu")
-        # One flat count of (resample, unit) pairs: whole numbers add up exactly in any order.
-        flat = drawn + torch.arange(rows, device="cpu").unsqueeze(-1) * drawn_units
-        counts = torch.bincount(flat.flatten(), minlength=rows * drawn_units).reshape(rows, drawn_units).double()
+        counts = torch.empty(min(step, num_resamples - start), drawn_units, dtype=torch.float64, device="cpu")
+        for block in counts.split(few):
+            drawn = torch.randint(drawn_units, block.shape, generator=generator, dtype=integers, device="cpu")
+            # One flat count of (resample, unit) pairs: whole numbers add up exactly in any order.
+            drawn += torch.arange(len(block), dtype=integers, device="cpu").unsqueeze(-1) * drawn_units
+            block.copy_(torch.bincount(drawn.flatten(), minlength=block.numel()).reshape(block.shape))
         yield counts if clusters is None else counts[:, clusters]
 
 
