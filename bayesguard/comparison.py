@@ -16,6 +16,7 @@ from bayesguard.evaluation import check_order, check_same_targets, predictions
 from bayesguard.grouping import cluster_index
 from bayesguard.metrics.bootstrap import bootstrap_weights, critical_value, largest, standardised
 from bayesguard.metrics.registry import EVALUATION_METRICS, Scores, specs_for
+from bayesguard.metrics.scores import Together
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
 from bayesguard.results import to_json
@@ -228,9 +229,10 @@ def _scores(
 def _resample(scores: dict[str, dict[str, Scores]], seed: int, clusters: object) -> dict[str, dict[str, Tensor]]:
     count = next(iter(next(iter(scores.values())).values())).num_examples
     index = None if clusters is None else cluster_index(clusters, count)
-    parts: dict[str, dict[str, list[Tensor]]] = {name: {metric: [] for metric in own} for name, own in scores.items()}
-    for weights in bootstrap_weights(count, NUM_RESAMPLES, seed, clusters=index):
-        for name, own in scores.items():
-            for metric, kept in own.items():
-                parts[name][metric].append(kept.resample(weights))
-    return {name: {metric: torch.cat(part) for metric, part in own.items()} for name, own in parts.items()}
+    together = Together([kept for own in scores.values() for kept in own.values()])
+    chunks = [
+        [values for values, _ in together.resample(weights)]
+        for weights in bootstrap_weights(count, NUM_RESAMPLES, seed, clusters=index)
+    ]
+    resampled = iter([torch.cat(parts) for parts in zip(*chunks, strict=True)])
+    return {name: {metric: next(resampled) for metric in own} for name, own in scores.items()}

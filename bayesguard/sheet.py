@@ -20,6 +20,7 @@ from bayesguard.metrics.bootstrap import (
 )
 from bayesguard.metrics.parts import scores_of
 from bayesguard.metrics.registry import MetricSpec, Scores
+from bayesguard.metrics.scores import Together
 from bayesguard.predictive import Predictive
 from bayesguard.results import CLEAN, MEAN, Result
 from bayesguard.sampling import derive_seed
@@ -135,14 +136,12 @@ class Sheet:
         with tqdm(total=total, desc="bootstrap", leave=False, delay=2, disable=not self.progress) as bar:
             for group in groups:
                 places = [place for place, cell in enumerate(self.cells) if cell.group == group]
+                together = Together([self.cells[place].scores for place in places])
                 for weights in self._weights(group, self.cells[places[0]].scores.num_examples):
-                    for place in places:
-                        signed = self.cells[place].scores.signed_gaps(weights)
-                        if signed is None:
-                            values[place].append(self.cells[place].scores.resample(weights))
-                        else:
+                    for place, (again, signed) in zip(places, together.resample(weights), strict=True):
+                        values[place].append(again)
+                        if signed is not None:
                             gaps[place].append(signed)
-                            values[place].append(signed.abs().sum(-1))
                     bar.update(len(weights))
         return [
             self._number(cell, torch.cat(again), torch.cat(signed) if signed else None)

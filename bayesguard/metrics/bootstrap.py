@@ -9,12 +9,11 @@ from torch import Tensor
 from bayesguard.checks import check_count, check_level
 from bayesguard.metrics.functional.inputs import group_sums
 from bayesguard.metrics.scores import Mean, Scores
+from bayesguard.predictive.numerics import CACHED
 from bayesguard.sampling import stream
 
-# Elements of one chunk of weights: 64 MB of float64.
-_BUDGET = 1 << 23
-# Draws at a time: they stay in the cache until they are counted.
-_CACHED = 1 << 17
+# Elements of one chunk of weights: 16 MB of float64, which memory that was used before can hold; 64 MB for eight rows.
+_BUDGET, _MOST, _ROWS = 1 << 21, 1 << 23, 8
 # Blocks of a jackknife: the acceleration is known to 0.65 / 200 then, less than its effect on an end shows.
 _BLOCKS = 200
 # Of the range in which an end of an inverted interval is looked for.
@@ -37,7 +36,7 @@ def bootstrap_weights(
         seed: The same seed gives the same weights, whatever the chunks.
         clusters: The cluster of each example, `[N]`, numbered 0..C-1 without gaps. C whole clusters are drawn, each with
             all its examples; single examples if None.
-        chunk_size: Rows of a chunk; as many as fit in 64 MB if None.
+        chunk_size: Rows of a chunk; as many as fit in 16 MB if None, or up to eight that fit in 64 MB.
 
     References:
         B. Efron (1979). Bootstrap methods: another look at the jackknife. Annals of Statistics.
@@ -49,7 +48,8 @@ def bootstrap_weights(
     """
     check_count(num_examples, "num_examples")
     check_count(num_resamples, "num_resamples")
-    step = max(1, _BUDGET // num_examples) if chunk_size is None else check_count(chunk_size, "chunk_size")
+    fitting = max(1, _BUDGET // num_examples, min(_ROWS, _MOST // num_examples))
+    step = fitting if chunk_size is None else check_count(chunk_size, "chunk_size")
     drawn_units = num_examples if clusters is None else int(clusters.max()) + 1
     generator = stream("cpu", seed, "bootstrap")
     for start in range(0, num_resamples, step):
@@ -62,7 +62,8 @@ def _counts(rows: int, units: int, generator: torch.Generator) -> Tensor:
     # A byte is enough: a unit is drawn 256 times in one of 256! resamples at most.
     counts = torch.zeros(rows, units, dtype=torch.uint8, device="cpu")
     one = torch.ones((), dtype=torch.uint8, device="cpu")
-    for part in counts.split(max(1, _CACHED // units)):
+    # A few resamples at a time, so that draws and counts stay in the cache.
+    for part in counts.split(max(1, CACHED // 2 // units)):
         drawn = torch.randint(units, part.shape, generator=generator, device="cpu")
         part.scatter_add_(1, drawn, one.expand(part.shape))
     return counts

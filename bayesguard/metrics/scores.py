@@ -1,7 +1,7 @@
 """What a metric keeps of the examples, so that they can be weighted anew: many weightings in one pass."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from bayesguard.metrics.functional.inputs import group_sums
 from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
 NUM_BINS = 15
+# Numbers that `Together` keeps for all metrics: 256 MB.
+_KEPT = 1 << 25
 
 
 class Scores(ABC):
@@ -26,6 +28,14 @@ class Scores(ABC):
     def signed_gaps(self, weights: Tensor) -> Tensor | None:
         """Return gaps `[R, M]` whose absolute values add up to the metric, None if it is no such sum."""
         return None
+
+    def columns(self) -> Tensor | None:
+        """Return columns `[C, N]` whose weighted sums are all that the metric needs, None if there are no such."""
+        return None
+
+    def from_sums(self, sums: Tensor, total: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the metric `[R]` and its signed gaps from weighted sums of `columns()` `[R, C]` and of weights `[R]`."""
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -55,13 +65,20 @@ class Mean(Scores):
 
     def resample(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.values)
+        return self.from_sums(weights @ self.columns().T, weights.sum(-1))[0]
+
+    def columns(self) -> Tensor:
         # An example without weight adds nothing, even where its value is infinite.
         finite = self.values.isfinite()
-        total = weights @ self.values.where(finite, 0.0)
-        if not bool(finite.all()):
-            total = total.masked_fill((weights[:, ~finite] > 0).any(-1), torch.inf)
-        mean = total / weights.sum(-1)
-        return mean.sqrt() if self.root else mean
+        if bool(finite.all()):
+            return self.values.unsqueeze(0)
+        return torch.stack([self.values.where(finite, 0.0), (~finite).to(self.values)])
+
+    def from_sums(self, sums: Tensor, total: Tensor) -> tuple[Tensor, None]:
+        mean = sums[:, 0] / total
+        if sums.shape[1] > 1:
+            mean = mean.masked_fill(sums[:, 1] > 0, torch.inf)
+        return (mean.sqrt() if self.root else mean), None
 
 
 @dataclass
@@ -89,28 +106,35 @@ class Binned(Scores):
         return total / (weights.sum(-1) * elements * columns)
 
     def signed_gaps(self, weights: Tensor) -> Tensor | None:
-        _, elements, columns = self.gaps.shape
+        columns = self.gaps.shape[2]
         if columns > 1:  # too many to be kept for every resample
             return None
         weights = weights.to(self.gaps)
-        return self._sums(weights, slice(None)) / (weights.sum(-1, keepdim=True) * elements)
+        return self.from_sums(self._sums(weights, slice(None)), weights.sum(-1))[1]
+
+    def columns(self) -> Tensor | None:
+        return self._by_row(slice(None), slice(None)) if self.gaps.shape[2] == 1 else None
+
+    def from_sums(self, sums: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        signed = sums / (total.unsqueeze(-1) * self.gaps.shape[1])
+        return signed.abs().sum(-1), signed
 
     def _sums(self, weights: Tensor, columns: slice) -> Tensor:
         """Return the gaps of all examples summed by column and bin, for each row of weights, `[R, columns * B]`."""
         parts = [
-            weights[:, rows] @ self._by_row(columns, rows)
+            weights[:, rows] @ self._by_row(columns, rows).T
             for rows in slices(self.num_examples, NUM_BINS * BUDGET // CACHED)
         ]
         return torch.stack(parts).sum(0)
 
     def _by_row(self, columns: slice, examples: slice) -> Tensor:
-        """Return the gaps of every example summed by column and bin, `[n, columns * B]`."""
+        """Return the gaps of every example summed by column and bin, `[columns * B, n]`."""
         gaps, index = self.gaps[examples, :, columns], self.index[examples, :, columns]
         rows, _, width = gaps.shape
-        bins = width * NUM_BINS
-        column = torch.arange(width, device=gaps.device) * NUM_BINS
-        key = index + column + torch.arange(rows, device=gaps.device).reshape(-1, 1, 1) * bins
-        return group_sums(key.flatten(), gaps.flatten(), rows * bins).reshape(rows, bins)
+        bins = index + torch.arange(width, device=gaps.device) * NUM_BINS
+        key = bins * rows + torch.arange(rows, device=gaps.device).reshape(-1, 1, 1)
+        groups = width * NUM_BINS
+        return group_sums(key.flatten(), gaps.flatten(), groups * rows).reshape(groups, rows)
 
 
 @dataclass
@@ -156,4 +180,47 @@ class Levels(Scores):
 
     def signed_gaps(self, weights: Tensor) -> Tensor:
         weights = weights.to(self.below)
-        return (weights @ self.below / weights.sum(-1, keepdim=True) - self.levels) / len(self.levels)
+        return self.from_sums(weights @ self.below, weights.sum(-1))[1]
+
+    def columns(self) -> Tensor:
+        return self.below.T
+
+    def from_sums(self, sums: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        signed = (sums / total.unsqueeze(-1) - self.levels) / len(self.levels)
+        return signed.abs().sum(-1), signed
+
+
+class Together:
+    """Metrics of the same examples, weighted anew: weighted sums that any of them needs come from one product.
+
+    Args:
+        scores: What each metric keeps of the examples.
+    """
+
+    def __init__(self, scores: Sequence[Scores]) -> None:
+        self.scores = scores
+        kept: dict[int, Tensor] = {}
+        width = 0
+        for place, own in enumerate(scores):
+            columns = own.columns()
+            if columns is not None and (width + len(columns)) * own.num_examples <= _KEPT:
+                kept[place] = columns
+                width += len(columns)
+        self._widths = {place: len(columns) for place, columns in kept.items()}
+        self._columns = torch.cat(list(kept.values())) if kept else None
+
+    def resample(self, weights: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Return each metric for each row of weights `[R, N]`, and its signed gaps (see `Scores`)."""
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}
+        if self._columns is not None:
+            weights = weights.to(self._columns)
+            total, sums = weights.sum(-1), weights @ self._columns.T
+            parts = sums.split(list(self._widths.values()), dim=-1)
+            for place, part in zip(self._widths, parts, strict=True):
+                found[place] = self.scores[place].from_sums(part, total)
+        return [found[place] if place in found else _alone(own, weights) for place, own in enumerate(self.scores)]
+
+
+def _alone(scores: Scores, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+    signed = scores.signed_gaps(weights)
+    return (scores.resample(weights) if signed is None else signed.abs().sum(-1)), signed
