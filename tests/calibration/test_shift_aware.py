@@ -124,8 +124,9 @@ def test_the_polynomial_term_by_term() -> None:
     signs = [signs_of(pred, pooled_log_probs(pred)) for pred in preds]
     # Undisturbed data count as often as all perturbed ones.
     parts_of = (0.5, 0.25, 0.25)
-    centre = sum(part * own.mean(0) for part, own in zip(parts_of, signs, strict=True))
-    spread = sum(part * (own - centre).square().mean(0) for part, own in zip(parts_of, signs, strict=True)) ** 0.5  # type: ignore[operator]
+    centre = torch.stack([part * own.mean(0) for part, own in zip(parts_of, signs, strict=True)]).sum(0)
+    squares = [part * (own - centre).square().mean(0) for part, own in zip(parts_of, signs, strict=True)]
+    spread = torch.stack(squares).sum(0).sqrt()
     assert torch.allclose(scaling.centre, centre)
     assert torch.allclose(scaling.spread, spread)
     new, _ = world(0.7, 5)

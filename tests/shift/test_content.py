@@ -106,14 +106,14 @@ def test_seeds_types_and_severities(make: Any) -> None:
         assert torch.equal(first, make(severity)(batch))
         assert torch.equal(batch, before)
         assert not torch.equal(first, make(severity, seed=1)(batch))
-        generator = shift.generator()
+        generator = shift.generator("cpu")
         assert torch.equal(first, shift(batch, generator))
         assert not torch.equal(first, shift(batch, generator))
         assert shift(batch.half()).dtype == torch.float16
         assert shift(batch.double()).dtype == torch.float64
-    for severity in (0, 6, 1.5):
+    for wrong in (0, 6, 1.5):
         with pytest.raises((BadInput, TypeError), match="severity"):
-            make(severity)
+            make(wrong)
 
 
 def test_grids_need_a_pixel_for_each_cell() -> None:
