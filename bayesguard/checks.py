@@ -55,8 +55,9 @@ def check_labels(targets: Tensor, shape: Sequence[int], num_classes: int, name: 
     check_shape(targets, shape, name)
     # int8 and uint8 would overflow in the comparison with a large class count.
     labels = targets.long()
-    bad = (labels < 0) | (labels >= num_classes)
-    if bad.any():
+    low, high = torch.stack(labels.aminmax()).tolist() if labels.numel() else (0, 0)
+    if low < 0 or high >= num_classes:
+        bad = (labels < 0) | (labels >= num_classes)
         row = bad_row(bad)
         value = int(labels.reshape(labels.shape[0], -1)[row][bad.reshape(labels.shape[0], -1)[row]][0])
         raise BadInput(

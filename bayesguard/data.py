@@ -232,7 +232,8 @@ def _take(array: Array, rows: slice | Tensor) -> Array:
     """Return rows of an array, in the kind it has."""
     if isinstance(rows, slice):
         return array[rows]
-    return array[rows.to(array.device)] if isinstance(array, Tensor) else array[rows.numpy()]
+    # Whole rows are copied; indexing would copy number by number.
+    return array.index_select(0, rows.to(array.device)) if isinstance(array, Tensor) else array[rows.numpy()]
 
 
 def _rows(tree: Any, rows: slice | Tensor) -> Any:

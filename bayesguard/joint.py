@@ -79,15 +79,15 @@ class StackedMembers(nn.Module):
         self._skeleton = (_Objective(deepcopy(modules[0]), loss),)
         self._keys = [(id(tensor), _key(name)) for name, tensor in self._skeleton[0].member.named_parameters()]
         self.why_not_batched = _why_not_batched(modules, loss)
-        self._compared = False
+        self.is_compared = False
 
     def loss(self, batch: Batch, num_data: int) -> Tensor:
         """Return the members' objectives on one batch, `[M]`: an objective for `bayesguard.training.fit`.
 
         The networks run as one batched product where `why_not_batched` is empty, under `vmap` where not.
         """
-        if not self.why_not_batched and not self._compared:
-            self.why_not_batched, self._compared = self._disagreement(batch, num_data), True
+        if not self.why_not_batched and not self.is_compared:
+            self.why_not_batched, self.is_compared = self._disagreement(batch, num_data), True
         return self._vmapped(batch, num_data) if self.why_not_batched else self._batched(batch, num_data)
 
     def _disagreement(self, batch: Batch, num_data: int) -> str:
@@ -113,11 +113,11 @@ class StackedMembers(nn.Module):
         count, rows = len(self._members), batch.num_rows
         if batch.kwargs or len(batch.inputs) != 1 or batch.targets is None:
             raise Unbatchable("the network takes more than one input")
-        stacked = {own: getattr(self, key) for own, key in self._keys}
+        stacked: dict[int, Tensor] = {own: self._parameters[key] for own, key in self._keys}  # type: ignore[misc]
         outputs = BatchedCalls(stacked, count, random=True).run(member.network, batch.inputs[0])
         targets = batch.targets.expand(count, *batch.targets.shape).flatten(0, 1)
         log_prob = member.likelihood.log_prob(outputs.flatten(0, 1), targets)
-        return -log_prob.reshape(count, -1).sum(1) / max(1, rows)
+        return log_prob.reshape(count, -1).sum(1) / -max(1, rows)
 
     def _vmapped(self, batch: Batch, num_data: int) -> Tensor:
         parameters, buffers = ({name: getattr(self, _key(name)) for name in names} for names in self._names)
@@ -233,6 +233,7 @@ def fit_jointly(
     validation: Data = None,
     validation_loss: Callable[[nn.Module, Data], float] | None = None,
     optimizer: OptimizerFactory | None = None,
+    compared: bool = False,
     **settings: Any,
 ) -> History:
     """Train members of one architecture together, each as if it were alone with the same batches.
@@ -248,6 +249,7 @@ def fit_jointly(
         validation: Held-out data.
         validation_loss: `(member, validation) -> float`, mean NLL in nats; None for the mean of `loss`.
         optimizer: As for `fit`; one that updates every number from its own gradient alone, as Adam and SGD do.
+        compared: `try_jointly` has just found that the batched losses are the members' own; False to look here.
         settings: Other arguments of `fit`.
 
     Raises:
@@ -256,6 +258,7 @@ def fit_jointly(
     if reason := _why_not_elementwise(optimizer):
         raise BadInput(f"the members cannot be trained jointly: {reason}; train them one after another")
     stacked = StackedMembers(modules, loss)
+    stacked.is_compared = compared
 
     def mean_nll(held_out: Data) -> float:
         stacked.write_back()

@@ -120,6 +120,16 @@ class Categorical(Likelihood):
         logits = self.logits(outputs)
         return check_labels(targets, logits.shape[:-1], logits.shape[-1])
 
+    def log_prob(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if type(self) is not Categorical:
+            return super().log_prob(outputs, targets)
+        # One operation in place of a distribution: a third of the time for a small batch. Autocast never lowers its
+        # precision.
+        logits = self.logits(outputs)
+        labels = check_labels(targets, logits.shape[:-1], logits.shape[-1])
+        losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
+        return -losses.reshape(labels.shape)
+
     def predictive(self, outputs: Tensor, weights: Tensor | None = None, *, exact: bool = False) -> Predictive:
         return CategoricalPredictive(self.logits(outputs, draws=True), weights, exact=exact)
 

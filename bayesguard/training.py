@@ -23,15 +23,17 @@ from bayesguard.errors import BadFile, BadInput
 from bayesguard.history import Epoch as Epoch
 from bayesguard.history import History as History
 from bayesguard.sampling import seeded_default_generators, stream
+from bayesguard.sampling.memory_order import channels_last
 from bayesguard.training_setup import (
     OptimizerFactory,
+    are_finite,
     are_images,
     autocast_dtype,
-    channels_last,
     check_finite,
     check_fits,
     check_settings,
     device_of,
+    finite_numbers,
     generators_of,
     has_convolutions,
     make_optimizer,
@@ -218,18 +220,19 @@ class _Run:
         batch = to_device(batch, self.device)
         if self._is_channels_last(batch):
             batch = batch._replace(inputs=(channels_last(batch.inputs[0]),))
-        values: list[Tensor] = []
+        values: list[list[float]] = []
 
         def closure() -> Tensor:
-            self.optimizer.zero_grad(set_to_none=True)
+            for parameter in self.parameters:
+                parameter.grad = None
             # A block a call: autocast keeps cast weights until its block ends, and a step changes them.
             with self._autocast():
                 value = self.loss(batch, self.num_data)
-            check_finite(value, "loss", place)
-            values.append(value.detach())
-            self.scaler.scale(value.sum()).backward()
+            values.append(finite_numbers(value.detach(), "loss", place))
+            total = value if value.dim() == 0 else value.sum()
+            self.scaler.scale(total).backward()
             self._clip_gradients(place)
-            return values[-1].sum()
+            return total.detach()
 
         if self.scaler.is_enabled():
             closure()
@@ -237,7 +240,7 @@ class _Run:
             self.scaler.update()
         else:
             self.optimizer.step(closure)  # type: ignore[arg-type]
-        return values[0].item() if values[0].dim() == 0 else float(values[0].double().mean())
+        return math.fsum(values[0]) / len(values[0])
 
     def _is_channels_last(self, batch: Batch) -> bool:
         """Whether images go in with the channels last in memory: to be found out with the first batch."""
@@ -255,11 +258,11 @@ class _Run:
     def _clip_gradients(self, place: str) -> None:
         self.scaler.unscale_(self.optimizer)
         dense = [p for p in self.parameters if p.grad is not None and p.grad.layout is torch.strided]
-        if self.gradient_clip == math.inf:
-            # The norm alone shows what is not finite; multiplying with 1 would be a second pass over the gradients.
-            norms = nn.utils.get_total_norm([p.grad for p in dense if p.grad is not None])
-            if norms.isfinite() or self.scaler.is_enabled():
-                return
+        # Multiplying with 1 would be a second pass over the gradients.
+        if self.gradient_clip == math.inf and (
+            self.scaler.is_enabled() or are_finite([p.grad for p in dense if p.grad is not None])
+        ):
+            return
         norms = self.clip(dense, self.gradient_clip)
         # Loss scaling overflows now and then, and skips those steps by itself.
         if not self.scaler.is_enabled():

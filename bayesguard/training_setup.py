@@ -15,6 +15,7 @@ from bayesguard.checks import check_count
 from bayesguard.data import Batch, Data, is_one_shot
 from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.sampling.agreement import rounding_of
+from bayesguard.sampling.memory_order import channels_last
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 
@@ -84,21 +85,6 @@ def has_convolutions(module: nn.Module) -> bool:
     return any(isinstance(part, nn.Conv2d) for part in module.modules())
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """Return images `[N, C, H, W]` with the channels last in memory, also where there is only one.
-
-    From such inputs convolutions on a CPU go on in that order, without reordering at every layer. The parameters
-    stay as they are.
-    """
-    _, channels, height, width = images.shape
-    strides = (channels * height * width, 1, width * channels, channels)
-    if images.stride() == strides:
-        return images
-    if channels == 1 and images.is_contiguous():
-        return images.as_strided(images.shape, strides)
-    return torch.empty_strided(images.shape, strides, dtype=images.dtype, device=images.device).copy_(images)
-
-
 def are_images(batch: Batch) -> bool:
     """Whether the one input of a batch is a tensor `[N, C, H, W]` of floats."""
     inputs = batch.inputs
@@ -153,6 +139,21 @@ def autocast_dtype(precision: str | None, device: torch.device) -> torch.dtype |
 def check_finite(value: Tensor, name: str, place: str) -> None:
     if not value.isfinite().all():
         raise BadInput(f"the {name} is {value.tolist()} in {place}; parameters were not updated with it. {_WAYS_OUT}")
+
+
+def are_finite(gradients: list[Tensor]) -> bool:
+    """Whether gradients hold neither NaN nor infinity; False as well where their sum or norm overflows."""
+    if all(gradient.device.type == "cpu" for gradient in gradients):
+        return all(math.isfinite(gradient.sum().item()) for gradient in gradients)  # Half the time of a norm.
+    return bool(nn.utils.get_total_norm(gradients).isfinite())
+
+
+def finite_numbers(value: Tensor, name: str, place: str) -> list[float]:
+    """Return the numbers of a tensor, which are looked at in one go, after `check_finite`."""
+    numbers: list[float] = value.reshape(-1).tolist()
+    if not all(map(math.isfinite, numbers)):
+        check_finite(value, name, place)
+    return numbers
 
 
 def check_fits(state: dict[str, Tensor], module: nn.Module, path: str | os.PathLike[str]) -> None:

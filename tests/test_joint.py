@@ -21,6 +21,7 @@ from bayesguard.joint import (
     try_jointly,
 )
 from bayesguard.posteriors import Deterministic
+from bayesguard.sampling import batched_calls
 from bayesguard.training import fit
 
 _SOURCE = torch.Generator().manual_seed(0)
@@ -342,6 +343,59 @@ def test_a_batched_product_trains_what_one_after_another_trains(
         losses.append(fit(member, functools.partial(member_loss, member), data, **settings).epochs[-1].train_loss)
     assert _largest_difference(together, apart) < 1e-10
     assert history.epochs[-1].train_loss == pytest.approx(sum(losses) / 3, rel=1e-10)
+
+
+IMAGES = torch.randn(24, 2, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+CONVOLUTIONAL: dict[str, list[Callable[[], nn.Module]]] = {
+    "pooled": [
+        *(lambda: nn.Conv2d(2, 6, 3, padding=1), nn.ReLU, lambda: nn.MaxPool2d(2), lambda: nn.Conv2d(6, 4, 3)),
+        *(nn.Tanh, nn.Flatten, lambda: nn.Linear(16, 5), nn.ReLU, lambda: nn.Linear(5, 4)),
+    ],
+    "strides, groups and no bias": [
+        *(lambda: nn.Conv2d(2, 6, 3, stride=2, bias=False), lambda: nn.Conv2d(6, 4, 2, dilation=2, groups=2)),
+        *(lambda: nn.AvgPool2d(2), nn.Flatten, lambda: nn.Linear(4, 4)),
+    ],
+    "pooled first": [
+        *(lambda: nn.MaxPool2d(2, ceil_mode=True), lambda: nn.Conv2d(2, 3, 5, padding="same")),
+        *(lambda: nn.Flatten(2), nn.Flatten, lambda: nn.Linear(75, 4)),
+    ],
+}
+
+
+@pytest.mark.parametrize("layers", CONVOLUTIONAL.values(), ids=CONVOLUTIONAL)
+def test_batched_convolutions_train_what_one_after_another_trains(layers: list[Callable[[], nn.Module]]) -> None:
+    together, apart = _predictors(*layers), _predictors(*layers)
+    data = (IMAGES, torch.arange(24) % 4)
+    assert try_jointly(together, Batch((IMAGES,), {}, data[1])) == ("", True)
+    settings: dict[str, Any] = {"epochs": 3, "batch_size": 7, "seed": 4}
+    fit_jointly(together, data, **settings)
+    for member in apart:
+        fit(member, functools.partial(member_loss, member), data, **settings)
+    assert _largest_difference(together, apart) < 1e-10
+    # What a member becomes does not hang on who trains beside it.
+    pair = _predictors(*layers)[1:]
+    fit_jointly(pair, data, **settings)
+    assert _largest_difference(pair, together[1:]) < 1e-10
+
+
+def test_members_in_another_order_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = _predictors(*CONVOLUTIONAL["pooled"])
+    right = batched_calls._as_members
+    monkeypatch.setattr(batched_calls, "_as_members", lambda images, count: right(images, count).roll(1, 0))
+    trial = try_jointly(members, Batch((IMAGES,), {}, torch.arange(24) % 4))
+    assert trial == ("", False)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [lambda: nn.Conv2d(2, 4, 3, groups=2), nn.Flatten, lambda: nn.Linear(196, 4)],
+        [lambda: nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), nn.Flatten, lambda: nn.Linear(324, 4)],
+    ],
+    ids=["groups of shared inputs", "circular"],
+)
+def test_convolutions_without_a_batched_form_are_vectorised(layers: list[Callable[[], nn.Module]]) -> None:
+    assert try_jointly(_predictors(*layers), Batch((IMAGES,), {}, torch.arange(24) % 4)) == ("", False)
 
 
 def test_batched_losses_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

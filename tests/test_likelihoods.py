@@ -17,6 +17,19 @@ def test_categorical_log_prob_is_the_log_softmax() -> None:
     assert torch.allclose(likelihoods.Categorical().log_prob(logits, labels), want)
 
 
+def test_autocast_leaves_a_categorical_log_density_as_it_is() -> None:
+    logits = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    labels = torch.arange(12).reshape(6, 2) % 3
+    likelihood = likelihoods.Categorical()
+    want = likelihood.distribution(logits).log_prob(labels)
+    for outputs, tolerance in ((logits, 1e-14), (logits.float(), 1e-6)):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = likelihood.log_prob(outputs, labels)
+        assert got.dtype == outputs.dtype
+        assert got.shape == labels.shape
+        assert torch.allclose(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
 def test_classes_first_are_moved_last() -> None:
     outputs = torch.randn(2, 4, 3, 3)
     targets = torch.randint(0, 4, (2, 3, 3))

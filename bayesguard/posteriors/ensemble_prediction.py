@@ -19,7 +19,8 @@ from bayesguard.sampling.alike import why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.choice import fastest
 from bayesguard.sampling.members import MemberBatch, check_batchable
-from bayesguard.training_setup import channels_last, has_convolutions
+from bayesguard.sampling.memory_order import channels_last
+from bayesguard.training_setup import has_convolutions
 
 # What differs from the loop in its last bits has to be this much faster.
 _CLEARLY = 1.1

@@ -1,5 +1,6 @@
 """Whether modules differ in their numbers only, so that what one does the others do."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ def _same(a: Any, b: Any) -> bool:
         return True
     if type(a) is not type(b):
         return False
+    if type(a) in (dict, OrderedDict) and not a:  # Most attributes of modules, such as their hooks.
+        return not b
     if isinstance(a, Tensor):
         return _form(a) == _form(b) and torch.equal(a, b)
     if isinstance(a, Mapping):

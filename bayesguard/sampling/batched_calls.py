@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from bayesguard.sampling.memory_order import channels_last
+
 # Where one tall product over all members was measured to be faster than M small ones (0.8 for 784 -> 64).
 _MANY_INPUTS, _FEW_OUTPUTS = 256, 128
 
@@ -160,6 +162,50 @@ def _shared_product(x: Tensor, weights: Tensor, offset: Tensor | None) -> Tensor
     return rows.unflatten(0, weights.shape[:2]).transpose(1, 2)
 
 
+def _convolution(
+    mode: BatchedCalls,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    stacked, shift = mode.stacked.get(id(weight)), None if bias is None else mode.stacked.get(id(bias))
+    if stacked is None or (bias is not None and shift is None) or id(input) in mode.stacked:
+        raise Unbatchable("a convolution's weight is not a parameter")
+    if not mode.random or mode.logical(input) != 4:
+        raise Unbatchable("convolutions are batched in training alone, and on images [N, C, H, W]")
+    kernels, offset = stacked.flatten(0, 1), None if shift is None else shift.flatten()
+    if mode.is_batched(input):
+        images, groups = _as_channels(input), mode.count * groups
+    elif groups == 1:
+        # Inputs that members share need no groups: each output channel sees all of them.
+        images = channels_last(input)
+    else:
+        raise Unbatchable("a convolution in groups of inputs that members share")
+    return mode.marked(_as_members(func(images, kernels, offset, stride, padding, dilation, groups), mode.count))
+
+
+def _pooling(mode: BatchedCalls, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not mode.is_batched(input):
+        return func(mode.plain(input), *args, **kwargs)
+    if mode.logical(input) != 4 or kwargs.get("return_indices"):
+        raise Unbatchable("pooling of other than images [N, C, H, W], or with indices")
+    return mode.marked(_as_members(func(_as_channels(input), *args, **kwargs), mode.count))
+
+
+def _as_channels(x: Tensor) -> Tensor:
+    """Return `[M, N, C, H, W]` as images `[N, M C, H, W]` with the channels last in memory."""
+    return channels_last(x.movedim(0, 1).flatten(1, 2))
+
+
+def _as_members(images: Tensor, count: int) -> Tensor:
+    return images.unflatten(1, (count, -1)).movedim(1, 0)
+
+
 def _elementwise(mode: BatchedCalls, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         raise Unbatchable(f"{resolve_name(func)} with several tensors has no batched form")
@@ -273,6 +319,10 @@ _GETTERS: list[Any] = [getattr(Tensor, name).__get__ for name in ("dtype", "devi
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.dropout: _dropout,
+    F.conv2d: _convolution,
+    F.avg_pool2d: _pooling,
+    torch.max_pool2d: _pooling,
+    F.max_pool2d: _pooling,
     F.layer_norm: _layer_norm,
     torch.flatten: _flatten,
     Tensor.flatten: _flatten,

@@ -343,7 +343,7 @@ def test_training_together_is_decided_by_size_and_never_by_a_clock(width: int, t
             for _ in range(2)
         ]
     )
-    assert _train_jointly(ensemble, DATA, {}) is together
+    assert (_train_jointly(ensemble, DATA, {}) is not None) is together
 
 
 def test_what_runs_under_vmap_and_convolutions_are_trained_together_less_often() -> None:
@@ -353,9 +353,16 @@ def test_what_runs_under_vmap_and_convolutions_are_trained_together_less_often()
             for _ in range(2)
         ]
     )
-    assert not _train_jointly(wide, DATA, {})
-    images = bg.DeepEnsemble([Images(False) for _ in range(2)])
-    assert not _train_jointly(images, (torch.randn(4, 2, 8, 8), torch.arange(4) % 3), {})
+    assert _train_jointly(wide, DATA, {}) is None
+    for channels, together in ((6, True), (16, False)):
+        images = bg.DeepEnsemble(
+            [
+                nn.Sequential(nn.Conv2d(2, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36 * channels, 3))
+                for _ in range(2)
+            ]
+        )
+        trial = _train_jointly(images, (torch.randn(4, 2, 8, 8), torch.arange(4) % 3), {})
+        assert (trial is not None) is together
 
 
 def test_members_of_a_batched_product_are_saved_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
