@@ -101,3 +101,8 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ])  # fmt: skip
     assert done.value.code == 0
     assert "| Deterministic |" in capsys.readouterr().out
+
+
+def test_the_learning_rate_falls_on_large_sets_only_or_always() -> None:
+    assert [uci.recipe_of("ensemble", rows).cosine for rows in (5000, 5001)] == [False, True]
+    assert [uci.recipe_of("dropout", rows).cosine for rows in (5000, 5001)] == [True, True]
