@@ -23,7 +23,7 @@ def in_parts(
     if not isinstance(predictive, CategoricalPredictive | BernoulliPredictive):
         return compute(predictive, targets)
     whole: list[Tensor] = []
-    for rows in slices(count, predictive.num_classes * predictive.batch_shape[1:].numel() * BUDGET // CACHED):
+    for rows in slices(count, 4 * predictive.num_classes * predictive.batch_shape[1:].numel() * BUDGET // CACHED):
         if rows.stop - rows.start == count:  # what the predictive then computes it keeps for the next
             return compute(predictive, targets)
         found = compute(predictive[rows], targets[rows])

@@ -40,22 +40,32 @@ def risk_coverage(confidence: object, errors: object, *, weights: object = None)
         # By weight first: where rows tie, the points must not depend on the order of the rows.
         order = mass.argsort(stable=True)[int((mass == 0).sum()) :]
         sure, losses, mass = sure[order], losses[order], mass[order]
-    order = sure.argsort(descending=True, stable=True)
-    ordered, totals = sure[order], _from_zero((mass * losses)[order].cumsum(-1))
+    if isinstance(confidence, Tensor) and confidence.dtype == torch.float32:
+        sure = sure.float()  # has the same order and ties in half the memory
+    ordered, order = sure.sort(descending=True, stable=True)
+    del sure  # of millions of rows, every copy counts
+    losses = losses[order] if weights is None else (mass * losses)[order]
     kept = None if weights is None else _from_zero(mass[order].cumsum(-1))
-    del sure, losses, mass, order  # of millions of rows, every copy counts
-    if kept is None:
-        kept = torch.arange(len(ordered) + 1, dtype=torch.float64, device=ordered.device)
-    coverage = kept[1:] / kept[-1]
-    if not bool((ordered[1:] == ordered[:-1]).any()):
-        return RiskCoverage(coverage, totals[1:] / kept[1:])
-    starts, ends = _ties(ordered)
+    del mass, order
+    totals = _from_zero(losses.cumsum(-1))
+    del losses
+    # A run of ties starts where a confidence is not the one before; what follows the last row starts one as well.
+    starts = torch.ones(len(ordered) + 1, dtype=torch.bool, device=ordered.device)
+    torch.ne(ordered[1:], ordered[:-1], out=starts[1:-1])
     del ordered
+    if kept is None:
+        kept = torch.arange(len(starts), dtype=torch.float64, device=starts.device)
+    coverage = kept[1:] / kept[-1]
+    if bool(starts.all()):
+        return RiskCoverage(coverage, totals[1:] / kept[1:])
+    bounds, before = starts.nonzero().squeeze(-1), 0
     risk = torch.empty_like(coverage)
-    for rows in slices(len(risk), BUDGET // CACHED):
-        start, end, here = starts[rows], ends[rows], kept[1:][rows]
-        share = (here - kept[start]) / (kept[end + 1] - kept[start])
-        risk[rows] = (totals[start] + share * (totals[end + 1] - totals[start])) / here
+    for rows in slices(len(risk), 8 * BUDGET // CACHED):
+        run = starts[rows].cumsum(0) + (before - 1)
+        before = int(run[-1]) + 1
+        start, end, here = bounds[run], bounds[run + 1], kept[1:][rows]
+        share = (here - kept[start]) / (kept[end] - kept[start])
+        risk[rows] = (totals[start] + share * (totals[end] - totals[start])) / here
     return RiskCoverage(coverage, risk)
 
 
@@ -280,7 +290,8 @@ def _weighted_losses(confidence: object, errors: object, weights: object) -> tup
             f"errors is negative in row {bad_row(losses < 0)}; a loss is at least 0 (0/1 for right and wrong)"
         )
     mass = element_weights(weights, errors, len(losses), losses.device)
-    return sure, losses, torch.ones_like(losses) if mass is None else mass
+    # Ones that take no memory of their own.
+    return sure, losses, losses.new_ones(()).expand(len(losses)) if mass is None else mass
 
 
 def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
