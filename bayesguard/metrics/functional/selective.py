@@ -55,18 +55,17 @@ def risk_coverage(confidence: object, errors: object, *, weights: object = None)
     del ordered
     if kept is None:
         kept = torch.arange(len(starts), dtype=torch.float64, device=starts.device)
-    coverage = kept[1:] / kept[-1]
     if bool(starts.all()):
-        return RiskCoverage(coverage, totals[1:] / kept[1:])
+        return RiskCoverage(kept[1:] / kept[-1], totals[1:] / kept[1:])
     bounds, before = starts.nonzero().squeeze(-1), 0
-    risk = torch.empty_like(coverage)
+    risk = torch.empty_like(kept[1:])
     for rows in slices(len(risk), 8 * BUDGET // CACHED):
         run = starts[rows].cumsum(0) + (before - 1)
         before = int(run[-1]) + 1
         start, end, here = bounds[run], bounds[run + 1], kept[1:][rows]
         share = (here - kept[start]) / (kept[end] - kept[start])
         risk[rows] = (totals[start] + share * (totals[end] - totals[start])) / here
-    return RiskCoverage(coverage, risk)
+    return RiskCoverage(kept[1:].div_(kept[-1].item()), risk)
 
 
 def area_under_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
