@@ -113,6 +113,7 @@ def evaluate(
         sheet.add(shift.name, shift.severity, shifted, same, specs)
         pooled.setdefault(float(shift.severity), []).extend(_answers(shifted, same))
     results, joint = sheet.results()
+    del sheet  # what the metrics kept of millions of rows leaves room for the diagrams
     return Evaluation(
         results=results,
         simultaneous=joint,
