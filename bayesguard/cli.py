@@ -118,8 +118,8 @@ def _announce(num_examples: int, num_metrics: int, num_resamples: int, grouped: 
 
     start = time.perf_counter()
     next(bootstrap_weights(num_examples, 1, seed=0))
-    # To draw a resample takes about as long as to compute three metrics of it; groups together are the data once more.
-    each = (time.perf_counter() - start) * (1 + num_metrics / 3) * (1 + grouped)
+    # To draw a resample takes about as long as to compute six metrics of it; groups together are the data once more.
+    each = (time.perf_counter() - start) * (1 + num_metrics / 6) * (1 + grouped)
     print(
         f"bayesguard: {num_resamples:,} resamples of {num_examples:,} examples will take about "
         f"{num_resamples * each:.0f} s; --num-resamples 0 gives the numbers without intervals at once",

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
-from operator import add
 from typing import Any
 
 import torch
@@ -19,10 +17,11 @@ from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, bi
 from bayesguard.metrics.functional.calibration import bins_of
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.metrics.functional.selective import risk_coverage
-from bayesguard.metrics.parts import in_parts, part_slices
+from bayesguard.metrics.parts import in_parts
 from bayesguard.metrics.registry import kind_of, specs_for
 from bayesguard.metrics.scores import NUM_BINS
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive.numerics import slices
 from bayesguard.predictor import Predictor
 from bayesguard.results import CLEAN, Answers, Evaluation
 from bayesguard.sheet import NUM_RESAMPLES, Interval, Sheet
@@ -114,6 +113,7 @@ def evaluate(
         sheet.add(shift.name, shift.severity, shifted, same, specs)
         pooled.setdefault(float(shift.severity), []).extend(_answers(shifted, same))
     results, joint = sheet.results()
+    del sheet  # what the metrics kept of millions of rows leaves room for the diagrams
     return Evaluation(
         results=results,
         simultaneous=joint,
@@ -215,13 +215,14 @@ def _part_answers(predictive: Predictive, targets: Tensor) -> list[Tensor]:
 def _by_class(predictive: Predictive, targets: Tensor) -> BinnedSums | None:
     if not isinstance(predictive, CategoricalPredictive):
         return None
-    return reduce(
-        add,
-        (
-            BinnedSums.of_classes(predictive[rows].probs.flatten(0, -2), targets[rows].long().flatten(), NUM_BINS)
-            for rows in part_slices(predictive)
-        ),
-    )
+    whole: BinnedSums | None = None
+    # In parts: the probabilities of all examples, and those above the first bin, would be more than the predictions.
+    each = predictive.num_classes + 16 * min(predictive.num_classes, NUM_BINS)
+    for rows in slices(len(predictive), each * predictive.batch_shape[1:].numel()):
+        part = predictive if rows.stop - rows.start == len(predictive) else predictive[rows]
+        sums = BinnedSums.of_classes(part.probs.flatten(0, -2), targets[rows].long().flatten(), NUM_BINS)
+        whole = sums if whole is None else whole + sums
+    return whole
 
 
 def _by_group(answers: Answers, rows: Tensor, count: int) -> BinnedSums:
@@ -232,7 +233,7 @@ def _by_group(answers: Answers, rows: Tensor, count: int) -> BinnedSums:
 
 def _bins(parts: list[Answers], confidence_level: float) -> ReliabilityBins:
     """Return the bins of several shifts pooled; each shows the same examples, which count once in the intervals."""
-    promised, outcome = (torch.cat([getattr(part, name) for part in parts]) for name in ("promised", "outcome"))
+    promised, outcome = (_joined(parts, name) for name in ("promised", "outcome"))
     bins = bins_of(promised, outcome, NUM_BINS, "width", confidence_level)
     count = bins.count / len(parts)
     limits = wilson_interval(bins.accuracy * count, count, confidence_level)
@@ -240,8 +241,14 @@ def _bins(parts: list[Answers], confidence_level: float) -> ReliabilityBins:
 
 
 def _doubt(parts: list[Answers]) -> tuple[Tensor, Tensor]:
-    total, right = (torch.cat([getattr(part, name) for part in parts]) for name in ("total", "right"))
+    total, right = (_joined(parts, name) for name in ("total", "right"))
     return total[right == 1], total[right == 0]
+
+
+def _joined(parts: list[Answers], name: str) -> Tensor:
+    """Return what several shifts have of a name; what one has is not copied."""
+    tensors = [getattr(part, name) for part in parts]
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _meta(predictive: Predictive, confidence_level: float, num_resamples: int, seed: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Many class predictions, evaluated in parts whose float64 copies are small."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ def in_parts(
     if not isinstance(predictive, CategoricalPredictive | BernoulliPredictive):
         return compute(predictive, targets)
     whole: list[Tensor] = []
-    for rows in part_slices(predictive):
+    for rows in slices(count, 4 * predictive.num_classes * predictive.batch_shape[1:].numel() * BUDGET // CACHED):
         if rows.stop - rows.start == count:  # what the predictive then computes it keeps for the next
             return compute(predictive, targets)
         found = compute(predictive[rows], targets[rows])
@@ -34,11 +34,6 @@ def in_parts(
             each = len(tensor) // count
             tensor[rows.start * each : rows.stop * each] = part
     return whole
-
-
-def part_slices(predictive: CategoricalPredictive | BernoulliPredictive) -> Iterator[slice]:
-    """Cut the examples into parts that stay in the cache of a CPU."""
-    return slices(len(predictive), predictive.num_classes * predictive.batch_shape[1:].numel() * BUDGET // CACHED)
 
 
 def scores_of(specs: Sequence[MetricSpec], predictive: Predictive, targets: Tensor) -> list[Scores]:

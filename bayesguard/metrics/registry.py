@@ -182,7 +182,7 @@ def _ece(predictive: Pred, targets: Tensor) -> Scores:
     scores, outcomes = binned(predictive, targets)
     shape = (len(targets), -1, 1)
     index = bin_index(scores, NUM_BINS, "width")
-    return Binned((scores.double() - outcomes).reshape(shape), index.reshape(shape))
+    return Binned((scores.double() - outcomes).reshape(shape), index.reshape(shape).to(torch.uint8))
 
 
 def _classwise(predictive: Pred, targets: Tensor) -> Scores:
@@ -190,7 +190,7 @@ def _classwise(predictive: Pred, targets: Tensor) -> Scores:
     index = bin_index(values.flatten(), NUM_BINS, "width")
     hits = labels.unsqueeze(-1) == torch.arange(values.shape[1], device=values.device)
     shape = (len(targets), -1, values.shape[1])
-    return Binned((values.double() - hits.double()).reshape(shape), index.reshape(shape))
+    return Binned((values.double() - hits.double()).reshape(shape), index.reshape(shape).to(torch.uint8))
 
 
 def _elementwise(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Pred, Tensor], Scores]:

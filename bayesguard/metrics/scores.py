@@ -49,7 +49,8 @@ class Scores(ABC):
 
     def value(self) -> float:
         """Return the metric of the examples as they are."""
-        return self.resample(self.rows.new_ones(1, self.num_examples, dtype=torch.float64)).item()
+        # Expanded, so that a million ones take no memory.
+        return self.resample(self.rows.new_ones(1, 1, dtype=torch.float64).expand(1, self.num_examples)).item()
 
 
 @dataclass
@@ -67,16 +68,21 @@ class Mean(Scores):
         weights = weights.to(self.values)
         return self.from_sums(weights @ self.columns().T, weights.sum(-1))[0]
 
+    def value(self) -> float:
+        columns = self.columns()
+        count = columns.new_full((1,), columns.shape[1])
+        return self.from_sums(columns.sum(-1).unsqueeze(0), count)[0].item()
+
     def columns(self) -> Tensor:
         # An example without weight adds nothing, even where its value is infinite.
-        finite = self.values.isfinite()
-        if bool(finite.all()):
+        if bool(self.values.sum().isfinite()):  # of each by itself, the test would take a copy
             return self.values.unsqueeze(0)
+        finite = self.values.isfinite()
         return torch.stack([self.values.where(finite, 0.0), (~finite).to(self.values)])
 
     def from_sums(self, sums: Tensor, total: Tensor) -> tuple[Tensor, None]:
         mean = sums[:, 0] / total
-        if sums.shape[1] > 1:
+        if sums.shape[1] > 1:  # with how many of the values were infinite
             mean = mean.masked_fill(sums[:, 1] > 0, torch.inf)
         return (mean.sqrt() if self.root else mean), None
 
@@ -85,7 +91,7 @@ class Mean(Scores):
 class Binned(Scores):
     """A calibration error (l1) over `NUM_BINS` bins: gaps `score - outcome` and their bins, both `[N, L, columns]`.
 
-    Columns are binned each by itself, and their errors averaged.
+    Bins are uint8, which millions of rows are kept in for less. Columns are binned each by itself, and their errors averaged.
     """
 
     gaps: Tensor

@@ -68,6 +68,25 @@ def test_evaluations_are_those_of_the_whole(name: str, monkeypatch: pytest.Monke
     assert torch.equal(found.reliability[0].count, whole.reliability[0].count)
 
 
+@pytest.mark.parametrize("name", ["classes", "dense", "binary"])
+def test_diagrams_in_slices_are_those_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictive, targets = cases()[name]
+    predictive = Predictive.from_probs((predictive.probs * 8).round() / 8) if name == "binary" else predictive
+    predictive = predictive[torch.arange(103) // 3]  # runs of ties, which slices cut
+    whole = bg.evaluate(predictive, targets, num_resamples=0)
+    monkeypatch.setattr("bayesguard.predictive.numerics.BUDGET", 1600)
+    monkeypatch.setattr("bayesguard.metrics.functional.selective.CACHED", 1 << 20)
+    found = bg.evaluate(predictive, targets, num_resamples=0)
+    assert found.risk is not None
+    assert whole.risk is not None
+    assert torch.equal(found.risk.risk, whole.risk.risk)
+    assert torch.equal(found.risk.coverage, whole.risk.coverage)
+    sums = [(found.by_class, whole.by_class), (found.reliability[0], whole.reliability[0])]
+    for own, other in sums:
+        for key, value in vars(other).items() if other is not None else ():
+            torch.testing.assert_close(getattr(own, key), value, rtol=1e-13, atol=1e-14, equal_nan=True)
+
+
 @pytest.mark.usefixtures("small_parts")
 def test_a_part_that_is_misplaced_would_be_noticed() -> None:
     predictive, targets = cases()["classes"]

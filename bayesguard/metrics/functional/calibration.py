@@ -1,5 +1,8 @@
 """Calibration errors: how far confidence is from what comes true, by bins of equal width or equal mass."""
 
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from bayesguard.metrics.functional.binned import (
     reliability_of,
 )
 from bayesguard.metrics.functional.inputs import answered, classified, element_weights, yes_or_no
+from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
 
 def expected_calibration_error(
@@ -159,15 +163,22 @@ def bins_of(
     weights: Tensor | None = None,
 ) -> ReliabilityBins:
     """Return the reliability bins of any scores in [0, 1] and their 0/1 outcomes `[M]`."""
-    index = bin_index(scores, num_bins, binning, weights)
-    sums = BinnedSums.of(scores, outcomes, index, num_bins, weights)
     if binning == "width":
+        # In parts, since the bins of millions of scores are more than the scores.
+        parts = slices(len(scores), BUDGET // CACHED)
+        sums = reduce(add, (_sums(scores[p], outcomes[p], num_bins, "width", _of(weights, p)) for p in parts))
         edges = torch.arange(num_bins + 1, dtype=torch.float64, device=scores.device) / num_bins
         return reliability_of(sums, edges[:-1], edges[1:], confidence_level)
+    index = bin_index(scores, num_bins, binning, weights)
+    sums = BinnedSums.of(scores, outcomes, index, num_bins, weights)
     empty = torch.full_like(sums.count, torch.nan)
     lower = empty.scatter_reduce(0, index, scores.double(), "amin", include_self=False)
     upper = empty.scatter_reduce(0, index, scores.double(), "amax", include_self=False)
     return reliability_of(sums, lower, upper, confidence_level)
+
+
+def _of(weights: Tensor | None, part: slice) -> Tensor | None:
+    return None if weights is None else weights[part]
 
 
 def _sums(scores: Tensor, outcomes: Tensor, num_bins: int, binning: Binning, weights: Tensor | None) -> BinnedSums:

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bayesguard.checks import as_tensor, bad_row, check_finite
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import answered, element_weights, paired, places, side_weights
+from bayesguard.metrics.functional.inputs import answered, element_weights, paired, side_weights
 from bayesguard.predictive.numerics import BUDGET, CACHED, slices
 
 
@@ -36,29 +35,37 @@ def risk_coverage(confidence: object, errors: object, *, weights: object = None)
         >>> risk_coverage([0.9, 0.8], [0.0, 1.0]).risk
         tensor([0.0000, 0.5000], dtype=torch.float64)
     """
-    sure, losses, mass = _losses(confidence, errors, weights)
-    if mass is not None:
+    sure, losses, mass = _weighted_losses(confidence, errors, weights)
+    if weights is not None:
         # By weight first: where rows tie, the points must not depend on the order of the rows.
         order = mass.argsort(stable=True)[int((mass == 0).sum()) :]
-        sure, losses, mass = sure[order], losses[order] * mass[order], mass[order]
-    del confidence, errors
-    order = _surest_first(sure)
-    ordered = sure[order]
+        sure, losses, mass = sure[order], losses[order], mass[order]
+    if isinstance(confidence, Tensor) and confidence.dtype == torch.float32:
+        sure = sure.float()  # has the same order and ties in half the memory
+    ordered, order = sure.sort(descending=True, stable=True)
     del sure  # of millions of rows, every copy counts
-    totals = _running(losses, order)
-    kept = None if mass is None else _running(mass, order)
-    del losses, mass, order
-    runs = _starts(ordered)
+    losses = losses[order] if weights is None else (mass * losses)[order]
+    kept = None if weights is None else _from_zero(mass[order].cumsum(-1))
+    del mass, order
+    totals = _from_zero(losses.cumsum(-1))
+    del losses
+    # A run of ties starts where a confidence is not the one before; what follows the last row starts one as well.
+    starts = torch.ones(len(ordered) + 1, dtype=torch.bool, device=ordered.device)
+    torch.ne(ordered[1:], ordered[:-1], out=starts[1:-1])
     del ordered
     if kept is None:
-        kept = torch.arange(len(totals), dtype=torch.float64, device=totals.device)
-    risk = torch.empty_like(totals[1:])
-    for rows in slices(len(risk), BUDGET // CACHED):
-        run = torch.searchsorted(runs, torch.arange(rows.start, rows.stop, device=runs.device), right=True)
-        start, end, here = runs[run - 1], runs[run], kept[1:][rows]
+        kept = torch.arange(len(starts), dtype=torch.float64, device=starts.device)
+    if bool(starts.all()):
+        return RiskCoverage(kept[1:] / kept[-1], totals[1:] / kept[1:])
+    bounds, before = starts.nonzero().squeeze(-1), 0
+    risk = torch.empty_like(kept[1:])
+    for rows in slices(len(risk), 8 * BUDGET // CACHED):
+        run = starts[rows].cumsum(0) + (before - 1)
+        before = int(run[-1]) + 1
+        start, end, here = bounds[run], bounds[run + 1], kept[1:][rows]
         share = (here - kept[start]) / (kept[end] - kept[start])
         risk[rows] = (totals[start] + share * (totals[end] - totals[start])) / here
-    return RiskCoverage(kept[1:] / kept[-1], risk)
+    return RiskCoverage(kept[1:].div_(kept[-1].item()), risk)
 
 
 def area_under_risk_coverage(confidence: object, errors: object, *, weights: object = None) -> Tensor:
@@ -276,42 +283,14 @@ def weighted_excess_aurc(confidence: Tensor, errors: Tensor, weights: Tensor) ->
 
 def _weighted_losses(confidence: object, errors: object, weights: object) -> tuple[Tensor, Tensor, Tensor]:
     """Return confidence, losses and weights `[M]`, float64."""
-    sure, losses, mass = _losses(confidence, errors, weights)
-    return sure, losses, torch.ones_like(losses) if mass is None else mass
-
-
-def _losses(confidence: object, errors: object, weights: object) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return confidence, losses, and weights if there are any, `[M]`, float64."""
     sure, losses = paired(confidence, errors, "confidence", "errors")
     if bool((losses < 0).any()):
         raise BadInput(
             f"errors is negative in row {bad_row(losses < 0)}; a loss is at least 0 (0/1 for right and wrong)"
         )
-    return sure, losses, element_weights(weights, errors, len(losses), losses.device)
-
-
-def _surest_first(sure: Tensor) -> Tensor:
-    """Return the rows from the surest on; of equally sure ones the first comes first."""
-    if sure.device.type != "cpu":
-        return sure.argsort(descending=True, stable=True)
-    # NumPy needs half the memory of torch for the same order.
-    return torch.from_numpy(np.argsort(sure.neg().numpy(), kind="stable"))
-
-
-def _running(values: Tensor, order: Tensor) -> Tensor:
-    """Return a 0 and the running sums of values in an order."""
-    sums = values.new_zeros(len(order) + 1)
-    torch.cumsum(values[order], 0, out=sums[1:])
-    return sums
-
-
-def _starts(ordered: Tensor) -> Tensor:
-    """Return the places of a sorted sequence where a run of equal values starts, and the one beyond its end."""
-    later = places(ordered[1:] != ordered[:-1])
-    starts = later.new_zeros(len(later) + 2)
-    torch.add(later, 1, out=starts[1:-1])
-    starts[-1] = len(ordered)
-    return starts
+    mass = element_weights(weights, errors, len(losses), losses.device)
+    # Ones that take no memory of their own.
+    return sure, losses, losses.new_ones(()).expand(len(losses)) if mass is None else mass
 
 
 def _ties(ordered: Tensor) -> tuple[Tensor, Tensor]:
