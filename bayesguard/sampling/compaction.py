@@ -8,6 +8,7 @@ eight draws as one product with the eight masked weight matrices. Both give the 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +65,8 @@ _ELEMENTWISE: set[Kernel] = {
     torch.sigmoid,
     Tensor.sigmoid,
 }
+# Autocast leaves these in the dtype that they are given; on a CPU not max_pool3d, nor averages, for one.
+_OF_ANY_DTYPE: set[Kernel] = {*_HOMOGENEOUS, torch.max_pool1d, torch.max_pool2d}
 _FLATTEN: set[Kernel] = {torch.flatten, Tensor.flatten}
 
 
@@ -109,15 +112,18 @@ class Product:
     bias: Tensor | None
     options: tuple[Any, ...] = ()
     after: tuple[Callable[[Tensor], Tensor], ...] = ()
+    autocast: torch.dtype | None = None  # where the layer was called, which may not be where its numbers are wanted
 
     def of(self, rows: Tensor | None) -> Tensor:
         """Return some of the output's channels, or all."""
         weight = self.weight if rows is None else self.weight.index_select(0, rows)
         weight = weight.index_select(1, self.input.index).mul_(self.input.scale)
         bias = self.bias if rows is None or self.bias is None else self.bias.index_select(0, rows)
-        result: Tensor = self.func(self.input.values(), weight, bias, *self.options)
-        for function in self.after:
-            result = function(result)
+        values = self.input.values()
+        with _autocast_to(self.autocast, values):
+            result: Tensor = self.func(values, weight, bias, *self.options)
+            for function in self.after:
+                result = function(result)
         return result
 
     def whole(self) -> Tensor:
@@ -131,8 +137,8 @@ class Deferred(Tensor):
     computed: Tensor | None
 
     @staticmethod
-    def __new__(cls, part: Kept | Product, like: Tensor) -> "Deferred":
-        self: Deferred = Tensor._make_wrapper_subclass(cls, part.shape, dtype=like.dtype, device=like.device)
+    def __new__(cls, part: Kept | Product, like: Tensor, dtype: torch.dtype | None = None) -> "Deferred":
+        self: Deferred = Tensor._make_wrapper_subclass(cls, part.shape, dtype=dtype or like.dtype, device=like.device)
         self.part, self.computed = part, None
         return self
 
@@ -162,7 +168,8 @@ class Compaction:
 
     Args:
         masks: The masks of the pass, those of one draw.
-        products: Products with eight masked weight matrices, shared by the passes of one run.
+        products: Products with eight masked weight matrices, and weights in autocast's dtype, shared by the passes of
+            one run.
     """
 
     def __init__(self, masks: Masks, products: dict[int, tuple[Any, Tensor]]) -> None:
@@ -170,7 +177,7 @@ class Compaction:
 
     def dropout(self, input: Tensor, rate: float, shape: Any) -> Tensor | None:
         """Return the dropped-out tensor, deferred; None where its mask is not one of channels."""
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(input.device.type):
+        if torch.is_grad_enabled():
             return None
         # Only what comes before every random call is the same in every draw.
         is_shared = not self.masks.calls
@@ -208,6 +215,9 @@ class Compaction:
         if call is None:
             return None
         weight, bias, options = call
+        dtype = autocast_dtype(input)
+        if dtype is not None and not {input.dtype, weight.dtype} <= {torch.float32, dtype}:
+            return None
         spatial = _CONVOLUTIONS.get(func, 0)
         if part.axis != (1 if spatial else len(part.shape) - 1) or (spatial and len(part.shape) != spatial + 2):
             return None
@@ -216,8 +226,19 @@ class Compaction:
                 return self._for_eight_draws(part, part.mask, weight, bias)
             shape = torch.Size((*part.shape[:-1], weight.shape[0]))
         else:
-            shape = func(_meta(part.shape, input), weight[:, :1].to("meta"), None, *options).shape
-        return Deferred(Product(shape, part.axis, part, func, weight, bias, options), input)
+            like = torch.empty((part.shape[0], 1, *part.shape[2:]), dtype=weight.dtype, device="meta")
+            shape = func(like, weight[:, :1].to("meta"), None, *options).shape
+        if dtype is not None:
+            weight = self._cast(weight, dtype)
+        return Deferred(Product(shape, part.axis, part, func, weight, bias, options, autocast=dtype), input, dtype)
+
+    def _cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a weight in autocast's dtype, cast once a run: what is picked out of it differs from draw to draw."""
+        key = (weight, version_of(weight), dtype)
+        held = self.products.get(id(weight))
+        if held is None or not _same(held[0], key):
+            held = self.products[id(weight)] = (key, weight.to(dtype))
+        return held[1]
 
     def _for_eight_draws(self, part: Kept, mask: Channels, weight: Tensor, bias: Tensor | None) -> Tensor:
         source = part.unchanged_source()
@@ -229,7 +250,19 @@ class Compaction:
             product = F.linear(source, masked).unflatten(-1, (len(factors), -1))
             held = self.products[0] = (key, product.movedim(-2, 0).contiguous())
         result = held[1][mask.position]
-        return result.clone() if bias is None else result + bias
+        return result.clone() if bias is None else result + bias.to(result.dtype)
+
+
+def autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """Return the dtype that layers compute in where autocast is on; None where it is off."""
+    kind = input.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _autocast_to(dtype: torch.dtype | None, like: Tensor) -> AbstractContextManager[Any]:
+    if autocast_dtype(like) == dtype:
+        return nullcontext()
+    return torch.autocast(like.device.type, dtype, enabled=dtype is not None)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -302,6 +335,8 @@ def _applied(
         shape = torch.Size((after[0], part.shape[1], *after[2:]))
     elif any(isinstance(value, bool) for value in args):
         return None  # inplace=True by position
+    if autocast_dtype(input) is not None and func not in _OF_ANY_DTYPE:
+        return None
     new: Kept | Product
     if isinstance(part, Product):
         new = replace(part, shape=shape, after=(*part.after, function))

@@ -52,7 +52,9 @@ class Forward:
         """What a plan depends on: types and shapes of the inputs; of their rows only whether there are 0, 1 or more."""
         leaves = pytree.tree_leaves((self.inputs, self.kwargs))
         shapes = [(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, Tensor)]
-        return (*shapes, min(self.num_rows, 2), torch.is_autocast_enabled(self.device.type))
+        kind = self.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return (*shapes, min(self.num_rows, 2), autocast)
 
     def rows(self, index: Tensor | slice) -> "Forward":
         """Return the call on some of the rows."""

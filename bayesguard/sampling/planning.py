@@ -19,8 +19,11 @@ from bayesguard.sampling.streams import seeded_default_generators
 
 # Whether a strategy is exact shows on few rows; what it costs only on all.
 _FEW_ROWS = 4
-# Above this a draw is bound by its arithmetic, and draws that share a batch gain nothing on a CPU.
+# Above this a draw is bound by its arithmetic, and draws that share a batch gain nothing on a CPU; up to four times as
+# much, a draw that takes longer than a plain pass is bound by the number of its calls all the same.
 _ARITHMETIC_BOUND = 2e-3
+_CALL_BOUND = 4 * _ARITHMETIC_BOUND
+_DEARER_THAN_PLAIN = 1.15
 _TRIED_DRAWS = 16
 # How much faster a strategy has to be than replay, which alone gives the loop's very bits.
 _CLEARLY = {"replay": 1.0, "compact": 1.05, "vmap": 1.2, "fold_tail": 1.2, "fold": 1.2}
@@ -150,9 +153,9 @@ def _timed(draws: Draws, plan: Plan, candidates: Candidates, samples: int) -> Pl
     played = candidates.exact[:1] if few else candidates.exact
     per_draw = {name: min(_seconds(draws, name, [draw]) for draw in (1, 2)) for name in played}
     each = min(per_draw.values())
-    if _sharing_may_pay(draws, first, each, samples):
-        per_draw |= _shared_batches(draws, candidates, first, samples)
     plain = _plain_seconds(draws) if samples * each > 2 * first else first
+    if _sharing_may_pay(draws, first, each, plain, samples):
+        per_draw |= _shared_batches(draws, candidates, first, samples)
     plan = replace(plan, plain_pass=plain, first_draw=first, per_draw=per_draw)
 
     def total(name: str) -> float:
@@ -176,11 +179,12 @@ def _compiled(draws: Draws, candidates: Candidates) -> tuple[Plan | None, str]:
     return Plan("compiled", "asked for", candidates.structure, _plain_seconds(draws), 0.0, per_draw, memory), ""
 
 
-def _sharing_may_pay(draws: Draws, whole: float, each: float, samples: int) -> bool:
-    """Tell whether draws are short, and make up most of the prediction: then they may share a batch."""
+def _sharing_may_pay(draws: Draws, whole: float, each: float, plain: float, samples: int) -> bool:
+    """Tell whether draws are bound by their calls, and make up most of the prediction: then they may share a batch."""
     if draws.forward.device.type != "cpu":
         return True
-    return each < _ARITHMETIC_BOUND and samples * each > whole / 4
+    bound_by_calls = each < _ARITHMETIC_BOUND or _DEARER_THAN_PLAIN * plain < each < _CALL_BOUND
+    return bound_by_calls and samples * each > whole / 4
 
 
 def _shared_batches(draws: Draws, candidates: Candidates, whole: float, samples: int) -> dict[str, float]:

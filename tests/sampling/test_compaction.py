@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesguard.sampling import Forward, Sampler
-from bayesguard.sampling.compaction import Deferred, Kept, Product
+from bayesguard.sampling.compaction import _OF_ANY_DTYPE, Deferred, Kept, Product
 
 
 def dense(*between: nn.Module) -> nn.Sequential:
@@ -173,16 +173,80 @@ def _unscaled(part: Kept) -> Tensor:
     return whole / part.scale
 
 
-def test_gradients_and_autocast_take_the_plain_way() -> None:
+def test_gradients_take_the_plain_way() -> None:
     network, x = dense(nn.ReLU()).eval(), torch.randn(7, 6)
     sampler = Sampler(strategy="compact")
     parts = torch.cat(list(sampler.chunks(Forward(network, (x,), {}), num_samples=3, seed=0)))
     parts.sum().backward()
     assert network[0].weight.grad is not None
+
+
+class SwitchesAutocast(nn.Module):
+    """Layers called where autocast is on, off, or of another dtype, and looked at elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.drop = nn.Linear(6, 20), nn.Linear(20, 20), nn.Dropout(0.5)
+        self.third, self.head = nn.Linear(20, 20), nn.Linear(20, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.float16):
+            hidden = self.second(self.drop(self.first(x)))
+        hidden = self.drop(F.gelu(hidden))
+        with torch.autocast("cpu", enabled=False):
+            hidden = self.third(hidden.float())
+        return self.head(self.drop(F.relu(hidden)))
+
+
+AUTOCAST: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "dense": (lambda: dense(nn.ReLU()), (7, 6)),
+    "not of any dtype": (lambda: dense(nn.Softplus()), (7, 6)),
+    "convolutions": (lambda: Convolutions(nn.MaxPool2d(2)), (5, 2, 8, 8)),
+    "averages": (lambda: Convolutions(nn.AvgPool2d(2)), (5, 2, 8, 8)),
+    "habits": (Habits, (7, 6)),
+    "switches": (SwitchesAutocast, (7, 6)),
+    "narrow": (lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 3)), (7, 64)),
+}
+
+
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_gives_the_loops_draws(name: str) -> None:
+    torch.manual_seed(0)
+    make, shape = AUTOCAST[name]
+    network, x = make().eval(), torch.randn(shape)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        half = torch.cat(list(Sampler(strategy="compact").chunks(Forward(network, (x,), {}), num_samples=3, seed=0)))
-    assert half.dtype == torch.bfloat16
-    assert torch.allclose(half.float(), parts.detach(), atol=0.1)
+        loop, compact = (
+            torch.cat(list(Sampler(strategy=strategy).chunks(Forward(network, (x,), {}), num_samples=9, seed=0)))
+            for strategy in ("loop", "compact")
+        )
+    assert compact.dtype == loop.dtype
+    # Half precision rounds every layer's result: some of its 2^-8.
+    assert (compact - loop).abs().max() <= 2**-5 * loop.abs().max()
+    assert loop.std(dim=0).max() > 2**-4 * loop.abs().max()
+
+
+@pytest.mark.parametrize("function", sorted(_OF_ANY_DTYPE, key=str))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_these_functions_keep_their_dtype_under_autocast(function: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    name = getattr(function, "__name__", "")
+    wide = [2] * int(name[-2]) if "pool" in name else []
+    values = torch.randn(2, 3, *wide).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert function(values, *([2] if wide else [])).dtype == dtype
+
+
+def test_weights_are_cast_once_and_again_when_they_change() -> None:
+    network, x = dense(nn.ReLU()).eval(), torch.randn(7, 6)
+    sampler = Sampler(strategy="compact")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        before = torch.cat(list(sampler.chunks(Forward(network, (x,), {}), num_samples=3, seed=0)))
+        network[3].weight.mul_(3)
+        after, want = (
+            torch.cat(list(each.chunks(Forward(network, (x,), {}), num_samples=3, seed=0)))
+            for each in (sampler, Sampler(strategy="loop"))
+        )
+    assert (after - want).abs().max() <= 2**-5 * want.abs().max()
+    assert (before - want).abs().max() > 2**-3 * want.abs().max()
 
 
 def test_a_deferred_tensor_is_an_ordinary_one_to_others() -> None:

@@ -15,6 +15,7 @@ from bayesguard.benchmarks.speed.networks import Subject, subject
 from bayesguard.benchmarks.speed.peers import DROPOUT, Draws, collect, in_dropout_mode, quiet, spread_of_draws
 from bayesguard.benchmarks.speed.settings import Settings
 from bayesguard.benchmarks.speed.table import Row, row_of
+from bayesguard.sampling import Strategy
 
 # Loops that would take longer are timed with fewer passes, three at least.
 _LOOP_SECONDS = 2.0
@@ -127,21 +128,25 @@ def _first_call(chosen: Subject, settings: Settings) -> Row:
 
 
 def overhead(settings: Settings) -> list[Row]:
-    """A draw of a network of sixty small modules, whole and one of many, beside its plain pass in eval mode."""
+    """A draw of a network of sixty small modules beside its plain pass in eval mode: as chosen, and in the plain loop."""
     modules = [module for _ in range(20) for module in (nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.1))]
     network = nn.Sequential(*modules).to(settings.device).eval()
     inputs = torch.randn(32, 256, device=settings.device)
     # Masks are made for eight draws at a time, so that one draw alone would pay for eight.
     number = 48
-    predictor = bg.MCDropout(network, strategy="loop")
-    candidates = {
-        "ours": calling(lambda: predictor.draw_outputs(inputs, num_samples=number), 1 / number),
-        "one pass": calling(lambda: network(inputs)),
-    }
-    with torch.no_grad():
-        timings = interleaved(candidates, max(settings.repeats, 9), settings.clock)
     name = f"one of {number} draws, 60 modules (20 x Linear(256), ReLU, Dropout), N=32"
-    return [row_of(timings, "overhead", name, "one pass", must=1.3, aim=1.15, note=predictor.strategy)]
+    strategies: tuple[tuple[Strategy, str], ...] = (("auto", name), ("loop", "the same, draw by draw"))
+    found = []
+    for strategy, title in strategies:
+        predictor = bg.MCDropout(network, strategy=strategy)
+        candidates = {
+            "ours": calling(partial(predictor.draw_outputs, inputs, num_samples=number), 1 / number),
+            "one pass": calling(lambda: network(inputs)),
+        }
+        with torch.no_grad():
+            timings = interleaved(candidates, max(settings.repeats, 9), settings.clock)
+        found.append(row_of(timings, "overhead", title, "one pass", must=1.3, aim=1.15, note=predictor.strategy))
+    return found
 
 
 def _same_job(chosen: Subject, naive: nn.Module, passes: int, settings: Settings, notes: list[str]) -> dict[str, Draws]:
