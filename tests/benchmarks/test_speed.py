@@ -15,6 +15,7 @@ import bayesguard as bg
 from bayesguard.benchmarks.speed import draws, dropout, runner
 from bayesguard.benchmarks.speed.ensembles import loop as ensemble_loop
 from bayesguard.benchmarks.speed.ensembles import work_of
+from bayesguard.benchmarks.speed.half import in_half
 from bayesguard.benchmarks.speed.limits import Rates
 from bayesguard.benchmarks.speed.measure import Spread
 from bayesguard.benchmarks.speed.memory import measured
@@ -270,6 +271,13 @@ def test_bad_options(options: dict[str, Any], words: str, tmp_path: Path) -> Non
 def test_the_demands_are_about_fifty_draws() -> None:
     assert Settings(samples=(10, 50, 100)).main_samples == 50
     assert Settings(samples=(10,)).main_samples == 10
+
+
+def test_half_precision_runs_in_half_precision() -> None:
+    weight = torch.randn(8, 8)
+    half = in_half(lambda: weight @ weight, CPU)
+    assert half().dtype == torch.bfloat16
+    assert (weight @ weight).dtype == torch.float32
 
 
 def test_every_network_has_a_demand() -> None:
