@@ -85,17 +85,21 @@ def _scan(
 
     They are to 1e-3, or to half a unit of bfloat16's last place. If `found` is given, the largest value of every row
     and whether its first place is the label are appended to it, slice by slice. A slice is read three times while it is
-    in the cache: for the sums, the two ends, and the largest. What these sums leave in doubt is summed in float64.
+    in the cache: for the sums, the smallest, and the largest. What these sums leave in doubt is summed in float64.
     """
     rows = probs.detach().flatten(0, -2)
+    dtype = torch.promote_types(rows.dtype, torch.float32)
     sums, lows, highs = [], [], []
-    for part in cached_slices(rows):
-        sums.append(rows[part].sum(-1, dtype=torch.promote_types(rows.dtype, torch.float32)))
-        low, high = rows[part].aminmax()
+    for place in cached_slices(rows):
+        part = rows[place]
+        sums.append(part.sum(-1, dtype=dtype))
+        if labels is None or found is None:
+            low, high = part.aminmax()
+        else:
+            found.append(_answers(part, labels[place]))
+            low, high = part.amin(), found[-1][0].amax()
         lows.append(low)
         highs.append(high)
-        if labels is not None and found is not None:
-            found.append(_answers(rows[part], labels[part]))
     low, high, slack = torch.stack(lows).amin(), torch.stack(highs).amax(), _slack(probs)
     # Rounding moves such sums by far less than half of what they may miss 1 by; NaN and infinity are not near 1.
     near = ((torch.cat(sums) - 1).abs() <= sum_slack(probs) / 2).all()
