@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from bayesguard.calibration.conformal import Conformal, ConformalInterval, rounded_outwards
+from bayesguard.calibration.cross_fit import random_folds
 from bayesguard.calibration.left_out import LeftOut, left_out_ends
 from bayesguard.calibration.ranks import conformal_rank, warn_too_few
-from bayesguard.checks import check_count, check_finite, check_labels, check_level, check_shape
+from bayesguard.checks import check_finite, check_labels, check_level, check_shape
 from bayesguard.data import map_leaves
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.combine import mixture
 from bayesguard.predictive.guaranteed import RowValues, guaranteed
 from bayesguard.predictive.numerics import as_given, wide
-from bayesguard.sampling import derive_seed, seeded_default_generators, stream
+from bayesguard.sampling import derive_seed, seeded_default_generators
 
 if TYPE_CHECKING:
     from bayesguard.posteriors.ensemble import DeepEnsemble
@@ -193,9 +194,7 @@ def cross_conformal(
     """
     inputs, targets = data
     count = len(targets)
-    if not 2 <= check_count(num_folds, "num_folds") <= count:
-        raise BadInput(f"num_folds must be between 2 and the number of rows, {count}, got {num_folds}")
-    folds = torch.randperm(count, generator=stream("cpu", seed, "folds")) % num_folds
+    folds = random_folds(count, num_folds, seed)
     predictors = []
     for fold in range(num_folds):
         own = derive_seed(seed, "fold", fold) % 2**31

@@ -67,7 +67,7 @@ def cross_fitted(
     before = _scores(score, pred, truth)
     own = None if weights is None else check_weights(weights, len(pred)).to(pred.device)
     kept = torch.arange(len(pred), device=pred.device) if own is None else own.nonzero().squeeze(-1)
-    folds = _folds(len(kept), num_folds, seed).to(pred.device)
+    folds = random_folds(len(kept), num_folds, seed, what="examples of any weight").to(pred.device)
     after = torch.empty_like(before)
     for fold in range(num_folds):
         seen, held = kept[folds != fold], kept[folds == fold]
@@ -87,12 +87,10 @@ def cross_fitted(
     return CrossFitted(before[kept], after[kept], None if own is None else own[kept])
 
 
-def _folds(count: int, num_folds: int, seed: int) -> Tensor:
+def random_folds(count: int, num_folds: int, seed: int, *, what: str = "rows") -> Tensor:
     """Return the fold of each of `count` examples at random, all of one size up to one example."""
     if not 2 <= check_count(num_folds, "num_folds") <= count:
-        raise BadInput(
-            f"num_folds must be between 2 and the number of examples of any weight, {count}; got {num_folds}"
-        )
+        raise BadInput(f"num_folds must be between 2 and the number of {what}, {count}, got {num_folds}")
     check_count(seed, "seed", minimum=0)
     return torch.randperm(count, generator=stream("cpu", seed, "folds"), device="cpu") % num_folds
 

@@ -11,6 +11,13 @@ from bayesguard.checks import as_tensor, bad_row, check_count, check_finite
 from bayesguard.errors import BadInput, BadType
 
 
+def check_severity(severity: int) -> int:
+    """Return a severity of 1 to 5, or raise."""
+    if check_count(severity, "severity") > 5:
+        raise BadInput(f"severity must be 1, 2, 3, 4 or 5, got {severity}")
+    return int(severity)
+
+
 class Shift(ABC):
     """A perturbation of inputs, of one kind and one severity, deterministic for a seed.
 

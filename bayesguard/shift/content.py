@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
-from bayesguard.shift.base import ImageShift
+from bayesguard.shift.base import ImageShift, check_severity
 
 
 class _Levels(ImageShift):
@@ -21,9 +20,7 @@ class _Levels(ImageShift):
     levels: ClassVar[tuple[float, ...]]
 
     def __init__(self, severity: int, seed: int = 0) -> None:
-        if check_count(severity, "severity") > len(self.levels):
-            raise BadInput(f"severity must be 1, 2, 3, 4 or 5, got {severity}")
-        super().__init__(self.kind, int(severity), seed)
+        super().__init__(self.kind, check_severity(severity), seed)
 
     @property
     def level(self) -> float:

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 from torch import Generator, Tensor
 
-from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
 from bayesguard.shift import blur, colour, digital, jpeg, noise, spatter, weather
-from bayesguard.shift.base import ImageShift
+from bayesguard.shift.base import ImageShift, check_severity
 from bayesguard.shift.severities import SEVERITIES
 
 FUNCTIONS: dict[str, Callable[..., Tensor]] = {
@@ -74,9 +73,7 @@ class Corruption(ImageShift):
     def __init__(self, name: str, severity: int, seed: int = 0, *, eight_bit: bool = False) -> None:
         if name not in FUNCTIONS:
             raise BadInput(f"name must be one of {', '.join(FUNCTIONS)}; got {name!r}")
-        if check_count(severity, "severity") > 5:
-            raise BadInput(f"severity must be 1, 2, 3, 4 or 5, got {severity}")
-        super().__init__(name, int(severity), seed)
+        super().__init__(name, check_severity(severity), seed)
         self.eight_bit = eight_bit
 
     def check_size(self, images: Tensor) -> None:

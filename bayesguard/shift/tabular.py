@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from bayesguard.checks import as_tensor, check_count, check_finite, check_shape
+from bayesguard.checks import as_tensor, check_finite, check_shape
 from bayesguard.errors import BadInput, BadType
-from bayesguard.shift.base import Shift
+from bayesguard.shift.base import Shift, check_severity
 
 SHARES = (0.1, 0.25, 0.5, 0.75, 1.0)  # standard deviation of the noise in units of `scale`, severities 1 to 5
 
@@ -35,13 +35,12 @@ class FeatureNoise(Shift):
     """
 
     def __init__(self, severity: int, scale: object, seed: int = 0) -> None:
-        if check_count(severity, "severity") > len(SHARES):
-            raise BadInput(f"severity must be 1, 2, 3, 4 or 5, got {severity}")
+        level = check_severity(severity)
         self.scale = as_tensor(scale, "scale").detach().clone()
         check_finite(self.scale, "scale")
         if (self.scale < 0).any():
             raise BadInput(f"scale must not be negative, got {self.scale.min().item():g}; pass X_train.std(0)")
-        super().__init__("feature_noise", int(severity), seed)
+        super().__init__("feature_noise", level, seed)
 
     def __call__(self, inputs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return noisy features `[N, ...]` of the same shape, dtype and device."""

@@ -115,17 +115,19 @@ def _adversarial(content: Content) -> str:
 
 def _mnist_shift(content: Content) -> str:
     options = _of_cells(content["cells"], "network", "members", "epochs", "samples")
-    # The command mnist-shift has every option of the benchmark; python -m benchmarks.shift has those of other data, too.
-    words = command("shift", data=content["meta"]["data"], shift=content["meta"]["shift"], **options)
-    return words.replace("python -m benchmarks.shift", "bayesguard benchmark mnist-shift")
+    return _own_command("mnist-shift", data=content["meta"]["data"], shift=content["meta"]["shift"], **options)
 
 
 def _label_shift(content: Content) -> str:
     cells = content["cells"]
     sizes = ("network", "members", "epochs", "limit", "rows", "draws")
     first = min(cell["seed"] for cell in cells) or None
-    words = command("shift", data=content["meta"]["data"], seed=first, **_of_cells(cells, *sizes))
-    return words.replace("python -m benchmarks.shift", "bayesguard benchmark label-shift")
+    return _own_command("label-shift", data=content["meta"]["data"], seed=first, **_of_cells(cells, *sizes))
+
+
+def _own_command(name: str, **options: object) -> str:
+    """Return a command that has every option of its benchmark; python -m benchmarks.shift has those of other data, too."""
+    return command("shift", **options).replace("python -m benchmarks.shift", f"bayesguard benchmark {name}")
 
 
 def _label_shift_tables(content: Content) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from bayesguard.checks import as_tensor
+from bayesguard.checks import as_tensor, check_level
 from bayesguard.errors import BadInput, BadType
 from bayesguard.metrics.functional.inputs import element_weights, weighted_mean
 from bayesguard.metrics.registry import EVALUATION_METRICS, Pred, kind_of
@@ -67,6 +67,14 @@ class Average(PredictiveMetric):
         """Return the mean, float64."""
         check_any(self, bool(self.count))
         return self.total / self.count
+
+
+class AtLevel(Average):
+    """A mean over sets or intervals of mis-coverage `alpha`."""
+
+    def __init__(self, alpha: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        self.alpha = check_level(alpha, "alpha")
 
 
 class Registered(Average):

@@ -1,11 +1,9 @@
 """Means of class predictions: right answers, proper scores, and sets of classes."""
 
-from typing import Any
-
 from torch import Tensor
 
-from bayesguard.checks import check_level, check_shape
-from bayesguard.metrics.classes.base import Average, Registered
+from bayesguard.checks import check_shape
+from bayesguard.metrics.classes.base import AtLevel, Registered
 from bayesguard.metrics.functional.sets import covered_labels
 from bayesguard.metrics.registry import Pred, kind_of, sets_of
 
@@ -38,11 +36,7 @@ class BrierScore(Registered):
     higher_is_better = False
 
 
-class _Sets(Average):
-    def __init__(self, alpha: float = 0.1, **options: Any) -> None:
-        super().__init__(**options)
-        self.alpha = check_level(alpha, "alpha")
-
+class _Sets(AtLevel):
     def _sets(self, pred: Pred) -> Tensor:
         if kind_of(pred) not in ("categorical", "binary"):
             self._refuse(pred)

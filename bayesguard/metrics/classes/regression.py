@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayesguard.checks import check_count, check_level
+from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
-from bayesguard.metrics.classes.base import Average, KeptRows, PredictiveMetric, Registered, check_any
+from bayesguard.metrics.classes.base import AtLevel, Average, KeptRows, PredictiveMetric, Registered, check_any
 from bayesguard.metrics.functional.inputs import element_weights
 from bayesguard.metrics.functional.multivariate import spread_and_error, variogram_score, weighted_ence
 from bayesguard.metrics.functional.regression import (
@@ -71,11 +71,7 @@ class VariogramScore(Average):
         self._average(score.expand(len(targets)), weights)
 
 
-class _Interval(Average):
-    def __init__(self, alpha: float = 0.1, **options: Any) -> None:
-        super().__init__(**options)
-        self.alpha = check_level(alpha, "alpha")
-
+class _Interval(AtLevel):
     def _interval(self, pred: Pred) -> tuple[Tensor, Tensor]:
         if isinstance(pred, Tensor) or not hasattr(pred, "interval"):
             self._refuse(pred)

@@ -6,12 +6,13 @@ from functools import reduce
 from operator import add
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional.inputs import cached_slices, group_sums, places
+from bayesguard.metrics.functional.inputs import cached_slices, group_sums
 from bayesguard.predictive.numerics import CACHED, slices
 
 Norm = Literal["l1", "l2", "max"]
@@ -130,7 +131,7 @@ class BinnedSums:
         above = []
         for part in cached_slices(probs, copies=4):
             scores = probs[part].detach().to(torch.float64, copy=True).contiguous()
-            flat = places(scores > high)
+            flat = _places(scores > high)
             picked = scores.view(-1)[flat]
             above.append((flat // classes + part.start, flat % classes, picked))
             scores.view(-1).index_fill_(0, flat, 0.0)
@@ -290,3 +291,11 @@ def reliability_of(sums: BinnedSums, lower: Tensor, upper: Tensor, confidence_le
     return ReliabilityBins(
         lower, upper, count, sums.score / count, rate, *wilson_interval(rate * size, size, confidence_level)
     )
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Return the flat indices of True."""
+    if mask.device.type == "cpu":
+        # NumPy skips the False eight at a time.
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.flatten().nonzero().squeeze(-1)

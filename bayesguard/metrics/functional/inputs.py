@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -201,14 +200,6 @@ def group_sums(index: Tensor, values: Tensor, groups: int) -> Tensor:
         return torch.bincount(index, weights=values, minlength=groups).double()  # of nothing, whole numbers come back
     # Weighted counts and scatter_add sum by atomics there, in any order; this sorts first.
     return values.new_zeros(groups).index_put_((index,), values, accumulate=True)
-
-
-def places(mask: Tensor) -> Tensor:
-    """Return the flat indices of True."""
-    if mask.device.type == "cpu":
-        # NumPy skips the False eight at a time.
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero().squeeze(-1)
 
 
 def cached_slices(rows: Tensor, copies: int = 1) -> Iterator[slice]:
