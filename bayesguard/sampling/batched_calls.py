@@ -210,7 +210,9 @@ def _elementwise(mode: BatchedCalls, func: Any, input: Tensor, *args: Any, **kwa
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         raise Unbatchable(f"{resolve_name(func)} with several tensors has no batched form")
     if mode.is_batched(input):
-        return mode.one_step(input, partial(_call, func, args, kwargs))
+        # F.relu is code in Python around torch.relu.
+        is_plain_relu = func is F.relu and not any(args) and not any(kwargs.values())
+        return mode.one_step(input, torch.relu if is_plain_relu else partial(_call, func, args, kwargs))
     if kwargs.get("inplace") or (args and func in _INPLACE):
         raise Unbatchable("an input is changed in place")
     if id(input) in mode.stacked:
