@@ -130,6 +130,9 @@ def to_device(batch: Batch, device: torch.device | str, *, non_blocking: bool = 
     `non_blocking` copies tensors in pinned memory without waiting for the end; what has another `.to` is waited for.
     """
 
+    if not batch.kwargs and all(type(own) is Tensor and own.device == device for own in (*batch.inputs, batch.targets)):
+        return batch
+
     def move(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return leaf.to(device, non_blocking=non_blocking)

@@ -17,7 +17,8 @@ from bayesguard.predictor import Predictor, join_inputs
 from bayesguard.sampling import seeded_default_generators
 from bayesguard.sampling.agreement import rounding_of
 from bayesguard.sampling.alike import why_not_alike
-from bayesguard.sampling.batched_calls import BatchedCalls, Unbatchable
+from bayesguard.sampling.batched_calls import Unbatchable
+from bayesguard.sampling.members import TrainedBatch
 from bayesguard.training import fit
 from bayesguard.training_setup import OptimizerFactory, device_of, make_optimizer, modes_kept
 
@@ -58,14 +59,17 @@ class StackedMembers(nn.Module):
     Args:
         modules: Of one architecture (`can_train_jointly` tells).
         loss: `(member, batch, num_data) -> Tensor`: the objective of one member, mean per example, in nats.
+        are_alike: `why_not_alike` has just found nothing; False to look here.
 
     Raises:
         BadInput: If the modules cannot be stacked.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], loss: MemberLoss = member_loss) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], loss: MemberLoss = member_loss, *, are_alike: bool = False
+    ) -> None:
         super().__init__()
-        if reason := why_not_alike(modules):
+        if not are_alike and (reason := why_not_alike(modules)):
             raise BadInput(f"the members cannot be trained jointly: {reason}; train them one after another")
         parameters, buffers = stack_module_state(list(modules))
         for name, parameter in parameters.items():
@@ -77,8 +81,8 @@ class StackedMembers(nn.Module):
         # it a live member, a second thread would find foreign weights in it.
         self._members = tuple(modules)
         self._skeleton = (_Objective(deepcopy(modules[0]), loss),)
-        self._keys = [(id(tensor), _key(name)) for name, tensor in self._skeleton[0].member.named_parameters()]
         self.why_not_batched = _why_not_batched(modules, loss)
+        self._batch: TrainedBatch | None = None
         self.is_compared = False
 
     def loss(self, batch: Batch, num_data: int) -> Tensor:
@@ -110,14 +114,16 @@ class StackedMembers(nn.Module):
 
     def _batched(self, batch: Batch, num_data: int) -> Tensor:
         member: Any = self._skeleton[0].member
-        count, rows = len(self._members), batch.num_rows
+        count = len(self._members)
         if batch.kwargs or len(batch.inputs) != 1 or batch.targets is None:
             raise Unbatchable("the network takes more than one input")
-        stacked: dict[int, Tensor] = {own: self._parameters[key] for own, key in self._keys}  # type: ignore[misc]
-        outputs = BatchedCalls(stacked, count, random=True).run(member.network, batch.inputs[0])
+        if self._batch is None:
+            stacked = {id(own): getattr(self, _key(name)) for name, own in member.named_parameters()}
+            self._batch = TrainedBatch(member.network, stacked, count)
+        outputs = self._batch(batch.inputs[0])
         targets = batch.targets.expand(count, *batch.targets.shape).flatten(0, 1)
         log_prob = member.likelihood.log_prob(outputs.flatten(0, 1), targets)
-        return log_prob.reshape(count, -1).sum(1) / -max(1, rows)
+        return log_prob.reshape(count, -1).sum(1) / -max(1, batch.num_rows)
 
     def _vmapped(self, batch: Batch, num_data: int) -> Tensor:
         parameters, buffers = ({name: getattr(self, _key(name)) for name in names} for names in self._names)
@@ -257,7 +263,7 @@ def fit_jointly(
     """
     if reason := _why_not_elementwise(optimizer):
         raise BadInput(f"the members cannot be trained jointly: {reason}; train them one after another")
-    stacked = StackedMembers(modules, loss)
+    stacked = StackedMembers(modules, loss, are_alike=compared)
     stacked.is_compared = compared
 
     def mean_nll(held_out: Data) -> float:
@@ -315,7 +321,7 @@ def _one_step(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> T
     """Try one step with a few rows on a copy of the members."""
     device = device_of(modules[0])
     try:
-        stacked = StackedMembers(modules, loss).train()
+        stacked = StackedMembers(modules, loss, are_alike=True).train()
         with seeded_default_generators(device, 0, "trial"):
             batch = _few_rows(to_device(batch, device))
             stacked.loss(batch, num_data=batch.num_rows).sum().backward()

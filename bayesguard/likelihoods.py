@@ -101,6 +101,10 @@ class Categorical(Likelihood):
 
     def logits(self, outputs: Tensor, *, draws: bool = False) -> Tensor:
         """Return outputs as float logits with the classes last, after checking them."""
+        return self._checked(outputs, draws)[0]
+
+    def _checked(self, outputs: Tensor, draws: bool) -> tuple[Tensor, bool]:
+        """Return the logits, and whether they are known to be finite: False where nobody has looked."""
         axis = self.class_dim + 1 if draws and self.class_dim > 0 else self.class_dim
         if not -outputs.dim() + 1 <= axis < outputs.dim() or outputs.dim() < 2 + draws:
             raise BadInput(
@@ -110,8 +114,8 @@ class Categorical(Likelihood):
         logits = outputs if axis in (-1, outputs.dim() - 1) else outputs.movedim(axis, -1)
         if logits.shape[-1] < 2:
             raise BadInput("outputs have one class only; for one logit per example use likelihoods.Bernoulli()")
-        _refuse_probabilities(logits)
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        are_finite = _refuse_probabilities(logits)
+        return _float(logits), are_finite
 
     def distribution(self, outputs: Tensor) -> Distribution:
         return CategoricalDistribution(logits=self.logits(outputs), validate_args=False)
@@ -131,7 +135,12 @@ class Categorical(Likelihood):
         return -losses.reshape(labels.shape)
 
     def predictive(self, outputs: Tensor, weights: Tensor | None = None, *, exact: bool = False) -> Predictive:
-        return CategoricalPredictive(self.logits(outputs, draws=True), weights, exact=exact)
+        if type(self) is not Categorical:
+            return CategoricalPredictive(self.logits(outputs, draws=True), weights, exact=exact)
+        logits, are_finite = self._checked(outputs, True)
+        if are_finite and weights is None and logits.is_floating_point():
+            return CategoricalPredictive._of_finite(logits, exact)
+        return CategoricalPredictive(logits, weights, exact=exact)
 
     def extra_repr(self) -> str:
         return f"class_dim={self.class_dim}"
@@ -327,17 +336,23 @@ def _positive(value: float, name: str) -> float:
     return float(value)
 
 
-def _refuse_probabilities(logits: Tensor) -> None:
-    """Raise where every row is a probability vector to float rounding: no network's logits are that by chance."""
+def _refuse_probabilities(logits: Tensor) -> bool:
+    """Raise where every row is a probability vector to float rounding: no network's logits are that by chance.
+
+    Returns:
+        Whether all logits are known to be finite, because their sum is: it is taken of a few only.
+    """
     # Inside vmap values cannot be looked at; the same network is also seen outside of it.
-    if logits.numel() == 0 or torch._C._functorch.is_batchedtensor(logits):
-        return
-    logits = logits.detach()
+    if (size := logits.numel()) == 0 or torch._C._functorch.is_batchedtensor(logits):
+        return False
     # All rows would have to be probabilities: the first one, or the sum of a few, settles it for nearly every network.
-    some = logits if logits.numel() < _FEW else logits[(0,) * (logits.dim() - 1)]
+    some = logits if size < _FEW else logits[(0,) * (logits.dim() - 1)]
     rows = some.numel() // logits.shape[-1]
-    if not abs(some.sum().item() - rows) < 1e-3 * rows:
-        return
+    total = some.sum().item()
+    are_finite = size < _FEW and math.isfinite(total)
+    if not abs(total - rows) < 1e-3 * rows:
+        return are_finite
+    logits = logits.detach()
     sums = logits.sum(dim=-1)
     one_hot = (logits == 0) | (logits == 1)
     if bool(((sums - 1).abs() < 1e-5).all() and (logits >= 0).all() and not one_hot.all()):
@@ -345,3 +360,4 @@ def _refuse_probabilities(logits: Tensor) -> None:
             "outputs are probabilities (every row is non-negative and sums to 1), but Categorical takes logits: "
             "leave the softmax out of the network, or pass output=torch.log to use its logarithm"
         )
+    return are_finite

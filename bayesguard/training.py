@@ -36,6 +36,7 @@ from bayesguard.training_setup import (
     finite_numbers,
     generators_of,
     has_convolutions,
+    keep_freed_memory,
     make_optimizer,
     modes_kept,
     no_gradients_left,
@@ -170,6 +171,8 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.generators = generators_of(self.data, self.validation)
         self.batching["numpy_dtype"] = self.parameters[0].dtype
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.has_convolutions = self.device.type == "cpu" and has_convolutions(self.module)
         self.channels_last: bool | None = None
         self.epochs: list[Epoch] = []

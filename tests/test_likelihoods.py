@@ -8,6 +8,7 @@ from torch import Tensor
 import bayesguard as bg
 from bayesguard import likelihoods
 from bayesguard.errors import BadInput, BadType, BayesguardWarning
+from bayesguard.predictive import CategoricalPredictive
 
 
 def test_categorical_log_prob_is_the_log_softmax() -> None:
@@ -183,3 +184,35 @@ def test_half_precision_outputs_are_widened() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         log_prob = likelihoods.Categorical().log_prob(torch.randn(3, 10).bfloat16(), torch.tensor([1, 2, 3]))
     assert log_prob.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rows", [2, 600])
+def test_one_look_at_logits_finds_what_the_predictive_refuses(rows: int) -> None:
+    """A finite sum stands for finite numbers; masks and sums that overflow are no errors, few rows or many."""
+    logits = torch.randn(2, rows, 4, generator=torch.Generator().manual_seed(0))
+    masked, huge = logits.clone(), logits.clone()
+    masked[:, 0, 1] = -torch.inf
+    huge[:, :, 2] = 3e38
+    for given in (logits, masked, huge, logits.double(), logits.half()):
+        found = likelihoods.Categorical().predictive(given)
+        want = CategoricalPredictive(given)
+        assert torch.equal(found.probs, want.probs)
+        assert torch.equal(found.draw_logits, want.draw_logits)
+        assert torch.equal(found.weights, want.weights)
+    for bad in (torch.nan, torch.inf):
+        wrong = masked.clone()
+        wrong[1, 1, 0] = bad
+        with pytest.raises(BadInput, match="row 1"):
+            likelihoods.Categorical().predictive(wrong)
+    masked[0, 1] = -torch.inf
+    with pytest.raises(BadInput, match=r"every class masked.*row 1"):
+        likelihoods.Categorical().predictive(masked)
+
+
+def test_logits_of_a_likelihood_of_ones_own_are_used() -> None:
+    class Halved(likelihoods.Categorical):
+        def logits(self, outputs: Tensor, *, draws: bool = False) -> Tensor:
+            return super().logits(outputs, draws=draws) / 2
+
+    outputs = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(Halved().predictive(outputs).probs, (outputs[0] / 2).softmax(-1))

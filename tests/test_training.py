@@ -2,7 +2,11 @@
 
 import functools
 import math
+import os
+import platform
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
@@ -375,3 +379,35 @@ def test_one_kernel_updates_only_what_lies_in_one_order() -> None:
     half = nn.Linear(2, 2).bfloat16()
     fused = [make_optimizer(None, list(part.parameters())).defaults["fused"] for part in (ordered, other, half)]
     assert fused == [True, None, None]
+
+
+_PAGES = """
+import resource, torch
+from bayesguard.training_setup import keep_freed_memory
+
+def fetched():
+    def count():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = count()
+    for _ in range(10):
+        blocks = [torch.ones(3 << 20) for _ in range(3)]
+        del blocks
+    return count() - before
+
+fetched()
+before = fetched()
+keep_freed_memory()
+fetched()
+print(before, fetched())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have thresholds of their own")
+def test_memory_that_a_step_frees_is_kept_for_the_next() -> None:
+    # The thresholds are those of a process: one of its own, without settings of the environment.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_"))}
+    done = subprocess.run([sys.executable, "-c", _PAGES], env=plain, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    # Ten times 36 MiB in pages of 4 KiB (fewer where pages are huge).
+    assert before > 10 * 18
+    assert after < before / 10

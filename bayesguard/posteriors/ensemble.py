@@ -309,7 +309,7 @@ def _read_alike(members: Sequence[Predictor]) -> bool:
     if name is not None and len({vars(likelihood)[name] for likelihood in likelihoods}) > 1:
         return False
     calibrators: list[Any] = [member._modules["calibrators"] for member in members]
-    return not any(map(len, calibrators))
+    return not any(held._modules for held in calibrators)  # len() of a list of modules is code in Python
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

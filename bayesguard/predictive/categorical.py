@@ -52,6 +52,12 @@ class CategoricalPredictive(PooledPredictive):
         self._fill(log_probs, None, normalised_weights(weights, values.shape[0], values), exact)
 
     @classmethod
+    def _of_finite(cls, logits: Tensor, exact: bool) -> CategoricalPredictive:
+        """Make a predictive with equal weights from float32 or float64 logits `[S, N, ..., K]` known to be finite."""
+        new = cls.__new__(cls)
+        return new._fill(_log_softmax(logits), None, normalised_weights(None, logits.shape[0], logits), exact)
+
+    @classmethod
     def from_logits(cls, logits: object, draws: bool = False) -> CategoricalPredictive:
         """Make a predictive from logits `[N, ..., K]`; with `draws=True` a leading S, the equal mixture over it."""
         return cls(with_draws(as_floating(logits, "logits"), draws, 2, "logits"), exact=not draws)

@@ -88,11 +88,7 @@ def _pooled(probs: Tensor, log_probs: Tensor, weights: Tensor) -> Tensor:
     # On CUDA a look would wait for the device. No logarithm is positive: the sum is below every one of them.
     if not mean.is_cuda:
         pooled = mean.log()
-        if (
-            pooled.detach().sum().item() > _LOG_UNDERFLOW
-            or mean.numel() == 0
-            or mean.detach().min().item() >= _UNDERFLOW
-        ):
+        if pooled.sum().item() > _LOG_UNDERFLOW or mean.numel() == 0 or mean.min().item() >= _UNDERFLOW:
             return pooled
     far_down = (log_probs.log_softmax(-1) + share.log()).logsumexp(0)
     return torch.where(mean < _UNDERFLOW, far_down, mean.clamp_min(_UNDERFLOW).log())
@@ -183,7 +179,9 @@ class PooledPredictive(Predictive):
     def _slices(self) -> Iterable[slice]:
         """Cut the examples so that a part's working copies are small."""
         assert self._draws is not None
-        cost = 4 * self._draws.numel() * (2 - self._num_class_axes) * BUDGET // CACHED
+        if (size := self._draws.numel()) < _FEW:
+            return (_EVERY,)
+        cost = 4 * size * (2 - self._num_class_axes) * BUDGET // CACHED
         return (_EVERY,) if cost <= BUDGET else slices(len(self), cost // len(self))
 
     @cached_property

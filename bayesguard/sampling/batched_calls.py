@@ -116,49 +116,49 @@ def _linear(mode: BatchedCalls, func: Any, input: Tensor, weight: Tensor, bias: 
         raise Unbatchable("a linear layer's weight is not a parameter")
     if mode.logical(input) < 2:
         raise Unbatchable("a linear layer without an axis of examples")
-    offset, count = None if shift is None else shift.unsqueeze(2), mode.count
+    count = mode.count
     if mode.is_batched(input):
-        return mode.one_step(input, _linear_step(stacked, offset))
+        return mode.one_step(input, _linear_step(stacked, shift))
     if (
         torch.is_grad_enabled()
         and input.dim() == 2
         and input.shape[1] >= _MANY_INPUTS
         and stacked.shape[1] <= _FEW_OUTPUTS
     ):
-        return mode.one_step(input, lambda x: _shared_product(x, stacked, offset))
-    step = _linear_step(stacked, offset)
+        return mode.one_step(input, lambda x: _shared_product(x, stacked, shift))
+    step = _linear_step(stacked, shift)
     return mode.one_step(input, lambda x: step(x.expand(count, *x.shape)))
 
 
-def _linear_step(weights: Tensor, offset: Tensor | None) -> Step:
+def _linear_step(weights: Tensor, shift: Tensor | None) -> Step:
     """Return `_product` with these weights as a function of its input; without gradients, their views are made once."""
-    if torch.is_grad_enabled() or offset is None:
-        return lambda x: _product(x, weights, offset)
-    right, shift = weights.transpose(1, 2), offset.transpose(1, 2)
-    return lambda x: torch.baddbmm(shift, x, right) if x.dim() == 3 else _product(x, weights, offset)
+    if torch.is_grad_enabled() or shift is None:
+        return lambda x: _product(x, weights, shift)
+    right, row = weights.transpose(1, 2), shift.unsqueeze(1)
+    return lambda x: torch.baddbmm(row, x, right) if x.dim() == 3 else _product(x, weights, shift)
 
 
-def _product(x: Tensor, weights: Tensor, offset: Tensor | None) -> Tensor:
-    """Return `x @ weights' + offset'` for each member, from `[M, ..., in]`, `[M, out, in]` and `[M, out, 1]`.
+def _product(x: Tensor, weights: Tensor, shift: Tensor | None) -> Tensor:
+    """Return `x @ weights' + shift` for each member, from `[M, ..., in]`, `[M, out, in]` and `[M, out]`.
 
     With the weights on the left their gradients come out in the order of memory that they have themselves (0.85 of
     the time of a training step); without gradients the other order is faster for few rows, and as fast for many.
     """
     if x.dim() != 3:
-        flat = _product(x.reshape(len(x), -1, x.shape[-1]), weights, offset)
+        flat = _product(x.reshape(len(x), -1, x.shape[-1]), weights, shift)
         return flat.reshape(*x.shape[:-1], flat.shape[-1])
     if not torch.is_grad_enabled():
         right = weights.transpose(1, 2)
-        return torch.bmm(x, right) if offset is None else torch.baddbmm(offset.transpose(1, 2), x, right)
+        return torch.bmm(x, right) if shift is None else torch.baddbmm(shift.unsqueeze(1), x, right)
     columns = x.transpose(1, 2)
-    rows = torch.bmm(weights, columns) if offset is None else torch.baddbmm(offset, weights, columns)
+    rows = torch.bmm(weights, columns) if shift is None else torch.baddbmm(shift.unsqueeze(2), weights, columns)
     return rows.transpose(1, 2)
 
 
-def _shared_product(x: Tensor, weights: Tensor, offset: Tensor | None) -> Tensor:
+def _shared_product(x: Tensor, weights: Tensor, shift: Tensor | None) -> Tensor:
     """Return the same from inputs `[N, in]` that all members share: one product with all rows of all weights."""
     tall, columns = weights.flatten(0, 1), x.t()
-    rows = tall @ columns if offset is None else torch.addmm(offset.reshape(-1, 1), tall, columns)
+    rows = tall @ columns if shift is None else torch.addmm(shift.reshape(-1, 1), tall, columns)
     return rows.unflatten(0, weights.shape[:2]).transpose(1, 2)
 
 
@@ -210,7 +210,9 @@ def _elementwise(mode: BatchedCalls, func: Any, input: Tensor, *args: Any, **kwa
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         raise Unbatchable(f"{resolve_name(func)} with several tensors has no batched form")
     if mode.is_batched(input):
-        return mode.one_step(input, partial(_call, func, args, kwargs))
+        # F.relu is code in Python around torch.relu.
+        is_plain_relu = func is F.relu and not any(args) and not any(kwargs.values())
+        return mode.one_step(input, torch.relu if is_plain_relu else partial(_call, func, args, kwargs))
     if kwargs.get("inplace") or (args and func in _INPLACE):
         raise Unbatchable("an input is changed in place")
     if id(input) in mode.stacked:
@@ -241,6 +243,8 @@ def _dropout(
         return input
     if not mode.random:
         raise Unbatchable("dropout is on")
+    # Whoever rests dropout for one pass would rest it for ever.
+    mode.steps = None
     if mode.is_batched(input):
         return mode.marked(func(input, p, True, inplace))
     # Every member draws masks of its own.
@@ -258,6 +262,9 @@ def _layer_norm(
 ) -> Tensor:
     axes = mode.logical(input)
     scale, shift = (None if value is None else mode.aligned(value, axes) for value in (weight, bias))
+    if torch.is_grad_enabled():
+        # These views of parameters are nodes of one pass's graph.
+        mode.steps = None
 
     def step(x: Tensor) -> Tensor:
         result = F.layer_norm(x, tuple(normalized_shape), eps=eps)

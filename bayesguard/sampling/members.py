@@ -1,7 +1,7 @@
 """Networks of one architecture as one batched product: the first one's own code, on everybody's parameters."""
 
 import dis
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -55,7 +55,7 @@ class MemberBatch:
         self._owned = list(_values(self._named))
         self._tensors = list(chain.from_iterable(own.values() for own in named))
         self._views = list(chain.from_iterable(zip(*(stack.unbind() for stack in stacks), strict=True)))
-        self._plain = all(_is_torchs_own(module) or only_calls_children(module) for module in networks[0].modules())
+        self._plain = has_one_path(networks[0])
         self._forwards = [(module, _code_of(module)) for module in networks[0].modules() if not _is_torchs_own(module)]
         self._steps: list[Step] | None = None
 
@@ -76,7 +76,7 @@ class MemberBatch:
             same
             and not any(self._empty)
             and all(_code_of(module) is code for module, code in self._forwards)
-            and not (module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
+            and not _hooks_of_all_modules()
             and all(map(is_, _values(self._named), self._owned))
             and all(map(Tensor.is_set_to, self._tensors, self._views))
         )
@@ -93,10 +93,50 @@ class MemberBatch:
             return x.contiguous()
         mode = BatchedCalls(self._stacked, self.count)
         outputs = mode.run(self.networks[0], x)
-        # Code of torch's own, and code without a branch, does the same for every input; anybody else's is run anew.
         if self._plain and mode.steps:
             self._steps = mode.steps
         return outputs.contiguous()
+
+
+class TrainedBatch:
+    """The passes in training of a network that nobody else changes, for M members at once.
+
+    Args:
+        network: The network, in the mode of each pass.
+        stacked: `id` of each of its parameters -> those of all members, `[M, ...]`, the same tensors in all passes.
+        count: M.
+    """
+
+    def __init__(self, network: nn.Module, stacked: Mapping[int, Tensor], count: int) -> None:
+        self.network, self.stacked, self.count = network, stacked, count
+        self._has_one_path = has_one_path(network)
+        self._recorded: dict[Any, list[Step]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the outputs `[M, N, ...]`; the network's code is left out where earlier calls say what it does.
+
+        Raises:
+            Unbatchable: Without a batched form.
+        """
+        kind = (x.shape[1:], x.dtype, torch.is_grad_enabled(), self.network.training)
+        if kind in self._recorded and not _hooks_of_all_modules():
+            for step in self._recorded[kind]:
+                x = step(x)
+            return x
+        mode = BatchedCalls(self.stacked, self.count, random=True)
+        outputs = mode.run(self.network, x)
+        if self._has_one_path and mode.steps:
+            self._recorded[kind] = mode.steps
+        return outputs
+
+
+def has_one_path(network: nn.Module) -> bool:
+    """Whether a network calls the same for every input: its code is torch's own, or has no branch."""
+    return all(_is_torchs_own(module) or only_calls_children(module) for module in network.modules())
+
+
+def _hooks_of_all_modules() -> bool:
+    return bool(module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks)
 
 
 def _values(dicts: Iterable[dict[str, Any]]) -> Iterable[Any]:

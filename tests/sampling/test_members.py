@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesguard.sampling.batched_calls import BatchedCalls, Unbatchable
-from bayesguard.sampling.members import MemberBatch, check_batchable, only_calls_children
+from bayesguard.sampling.members import MemberBatch, TrainedBatch, check_batchable, only_calls_children
 
 
 class Residual(nn.Module):
@@ -238,6 +238,66 @@ def test_code_of_ones_own_is_run_anew() -> None:
     for rows in (4, 1):
         assert torch.allclose(batch(_inputs(rows)), _loop(networks, _inputs(rows)), rtol=0, atol=1e-12)
     assert batch._steps is None
+
+
+def _trained(networks: list[nn.Module]) -> tuple[TrainedBatch, dict[str, Tensor]]:
+    own = [dict(network.named_parameters()) for network in networks]
+    stacked = {name: torch.stack([each[name].detach() for each in own]).requires_grad_() for name in own[0]}
+    by_id = {id(parameter): stacked[name] for name, parameter in own[0].items()}
+    return TrainedBatch(networks[0], by_id, len(networks)), stacked
+
+
+@pytest.mark.parametrize(
+    ("make", "recorded"), [(Chain, True), (_tied, True), (_tokens, False), (Other, False), (_structured, False)]
+)
+def test_steps_without_the_networks_code_are_the_members_steps(make: Callable[[], nn.Module], recorded: bool) -> None:
+    networks = _networks(make)
+    batch, stacked = _trained(networks)
+    for rows in (5, 5, 3):
+        batch(_inputs(rows)).square().sum().backward()
+        for index, network in enumerate(networks):
+            network.zero_grad()
+            network(_inputs(rows)).square().sum().backward()
+            for name, parameter in network.named_parameters():
+                found = stacked[name]
+                assert found.grad is not None
+                assert parameter.grad is not None
+                assert torch.allclose(found.grad[index], parameter.grad, rtol=0, atol=1e-9)
+        with torch.no_grad():
+            for tensor in stacked.values():
+                assert tensor.grad is not None
+                tensor.sub_(0.01 * tensor.grad)
+                tensor.grad = None
+            for network in networks:
+                for parameter in network.parameters():
+                    assert parameter.grad is not None
+                    parameter.sub_(0.01 * parameter.grad)
+    assert bool(batch._recorded) is recorded
+
+
+def test_dropout_is_never_recorded_and_each_mode_is_a_kind_of_its_own() -> None:
+    networks = _networks(_dense)
+    batch, _ = _trained(networks)
+    steady = batch(_inputs(4))
+    assert len(batch._recorded) == 1
+    networks[0].train()
+    first, second = batch(_inputs(4)), batch(_inputs(4))
+    assert not torch.equal(first, second)
+    assert len(batch._recorded) == 1
+    networks[0].eval()
+    assert torch.equal(batch(_inputs(4)), steady)
+
+
+def test_hooks_of_all_modules_are_called_in_every_pass() -> None:
+    batch, _ = _trained(_networks(Chain))
+    batch(_inputs(4))
+    seen: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.append(module))
+    try:
+        batch(_inputs(4))
+    finally:
+        handle.remove()
+    assert seen
 
 
 class Branches(nn.Linear):
