@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import chi2
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.calibration import Conformal, ShiftAwareScaling, TemperatureScaling
-from bayesguard.calibration.environments import Group, best_temperature, pooled_log_probs, signs_of
+from bayesguard.calibration import Conformal, ShiftAwareScaling, TemperatureScaling, shift_aware
+from bayesguard.calibration.environments import Group, best_temperature, pooled_log_probs, signs_of, statistics_of
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.metrics.functional import expected_calibration_error
 
@@ -112,6 +113,90 @@ def test_perturbations_must_take_accuracy_down_to_chance(mode: Any) -> None:
     assert sum(costs) / len(costs) < 0.01
     if mode == "point":
         assert ours.diagnostics["clean_ece"] <= ours.diagnostics["clean_ece_upper"]
+
+
+def mixed() -> tuple[bg.Predictive, Tensor, Tensor]:
+    """Two kinds of perturbation: one that takes accuracy, and one that only makes draws doubt."""
+    parts = [world(0.0, 0), *(faded(strength, 10 + k) for k, strength in enumerate((0.3, 0.6, 1.0, 1.5)))]
+    parts += [world(strength, 20 + k) for k, strength in enumerate((0.3, 0.6, 1.0, 2.0, 3.0, 5.0))]
+    preds, labels = zip(*parts, strict=True)
+    return bg.predictive.concatenate(preds), torch.cat(labels), torch.arange(len(parts)).repeat_interleave(ROWS)
+
+
+def test_its_own_seed_hardly_moves_the_temperature_of_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    pred, labels, environments = mixed()
+    # Surer than anything seen: what a set's temperature is there hangs on how the map goes on.
+    new = [bg.Predictive.from_logits(1.7 * world(strength, 970 + k)[0].logits) for k, strength in enumerate((0.5, 1.5))]
+    seeds = 24
+
+    def deviation() -> float:
+        """Of the log-temperature over seeds."""
+        found = []
+        for seed in range(seeds):
+            scaling = ShiftAwareScaling("set", seed=seed).fit(pred, labels, environments=environments)
+            found.append(torch.stack([scaling.adapt(batch).temperature.log() for batch in new]))
+        return float(torch.stack(found).var(0).mean().sqrt())
+
+    # The two sets go together: no more degrees of freedom than one would have.
+    low, high = (math.sqrt((seeds - 1) / chi2.ppf(level, seeds - 1)) for level in (0.999, 0.001))
+    assert deviation() * high < 0.1
+    monkeypatch.setattr(shift_aware, "_WIDTH", 2.0)  # narrow, with the ridge that leaving environments out chose
+    monkeypatch.setattr(shift_aware, "_SET_RIDGE", 1e-3)
+    assert deviation() * low > 0.1
+
+
+def test_a_smooth_map_leaves_undisturbed_sets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pred, labels, environments = joined([k / 10 for k in range(25)], 0)
+
+    def found() -> dict[str, Any]:
+        return ShiftAwareScaling("set").fit(pred, labels, environments=environments).diagnostics
+
+    ours = found()
+    assert ours["clean_share"] > 1
+    assert ours["clean_ece"] <= ours["clean_ece_upper"]
+    monkeypatch.setattr(shift_aware, "_MOST_SHARE", 1)
+    twin = found()
+    assert twin["clean_ece"] > twin["clean_ece_upper"] == ours["clean_ece_upper"]
+
+
+def test_the_map_of_sets_by_brute_force() -> None:
+    pred, labels, environments = mixed()
+    scaling = ShiftAwareScaling("set").fit(pred, labels, environments=environments)
+    log_probs = pooled_log_probs(pred)
+    signs = signs_of(pred, log_probs)
+    targets, owners = [], []
+    for number in environments.unique().tolist():
+        rows = environments == number
+        count = 16 if number == 0 else 4
+        targets += [math.log(best_temperature(Group(log_probs[rows], labels[rows], signs[rows])))] * count
+        owners += [number] * count
+    wanted, groups = torch.tensor(targets, dtype=torch.float64), torch.tensor(owners)
+    centred = wanted - wanted.mean()
+    apart = (scaling.sets.unsqueeze(1) - scaling.sets).square().sum(-1)
+    width = 16 * apart[apart > 0].sqrt().median()
+    kernel = (-apart / (2 * width**2)).exp()
+
+    ridge = torch.where(groups == 0, 3e-3 / scaling.diagnostics["clean_share"], 3e-3).double()
+
+    def solved(kept: Tensor) -> Tensor:
+        return torch.linalg.solve(kernel[kept][:, kept] + ridge[kept].diag(), centred[kept])
+
+    assert torch.allclose(scaling.set_weights, solved(torch.ones_like(groups).bool()), atol=1e-6)
+    left_out = torch.cat(
+        [
+            centred[groups == number] - kernel[groups == number][:, groups != number] @ solved(groups != number)
+            for number in groups.unique()
+        ]
+    )
+    assert scaling.diagnostics["log_temperature_rmse"] == pytest.approx(
+        float(left_out.square().mean().sqrt()), rel=1e-5
+    )
+    new, _ = world(0.8, 5)
+    inside = pooled_log_probs(new)
+    own = (statistics_of(signs_of(new, inside), inside) - scaling.set_scale[0]) / scaling.set_scale[1]
+    want = wanted.mean() + (-(own - scaling.sets).square().sum(-1) / (2 * width**2)).exp() @ scaling.set_weights
+    assert float(want) < max(targets)
+    assert float(scaling.adapt(new).temperature.log()) == pytest.approx(float(want), abs=1e-6)
 
 
 def test_the_polynomial_term_by_term() -> None:
