@@ -100,7 +100,7 @@ METHODS = {
         (4000, 4000, 2000),
         0.001,
         128,
-        search=Search((0.005, 0.01, 0.05, 0.1), draws=512, final_draws=2048, epochs=(4000, 1000, 500)),
+        search=Search((0.005, 0.01, 0.05, 0.1), draws=512, final_draws=2048, epochs=(4000, 500, 250)),
         published="dropout",
     ),
     "ensemble": Recipe("Deep ensemble", (40, 40), 0.01, 100, ensemble, num_members=5, published="ensemble"),
