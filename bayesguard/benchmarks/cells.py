@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ class CellsFailed(BayesguardError):
 
 
 Measure = Callable[[Cell, torch.device], dict[str, Any]]
+MeasureTogether = Callable[[Sequence[Cell], torch.device], Sequence[dict[str, Any]]]
 Record = dict[str, Any]
 
 
@@ -65,6 +67,44 @@ def measure_all(
         BadFile: A file that cannot be read.
         CellsFailed: After all others were measured.
     """
+    one = partial(_alone, measure)
+    return _measured(one, cells, 1, settings=settings, folder=folder, device=device, jobs=jobs, progress=progress)
+
+
+def measure_together(
+    measure: MeasureTogether,
+    cells: Sequence[Cell],
+    *,
+    settings: Mapping[str, Any],
+    folder: str | Path,
+    device: str = "auto",
+    progress: bool = False,
+) -> list[Record]:
+    """Do what `measure_all` does by one call for all cells that have no file yet: `(cells, device) -> values of each`.
+
+    For what trains faster together. A cell's seconds are an equal share. Its random numbers may depend on the cells it was
+    measured with.
+    """
+    return _measured(
+        measure, cells, len(cells), settings=settings, folder=folder, device=device, jobs=1, progress=progress
+    )
+
+
+def _alone(measure: Measure, cells: Sequence[Cell], device: torch.device) -> list[dict[str, Any]]:
+    return [measure(cell, device) for cell in cells]
+
+
+def _measured(
+    measure: MeasureTogether,
+    cells: Sequence[Cell],
+    at_once: int,
+    *,
+    settings: Mapping[str, Any],
+    folder: str | Path,
+    device: str,
+    jobs: int | None,
+    progress: bool,
+) -> list[Record]:
     import joblib
     from tqdm import tqdm
 
@@ -72,22 +112,23 @@ def measure_all(
     devices = _devices(device)
     asked: dict[str, Any] = json.loads(json.dumps(dict(settings)))
     todo = [cell for cell in cells if _kept(folder, cell, asked) is None]
+    groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     # One thread a process: cells are many, and processes that share cores by threads slow one another down.
     threads = None if parallel.n_jobs == 1 else 1
     calls = [
-        joblib.delayed(_guarded)(measure, cell, str(devices[place % len(devices)]), asked, threads)
-        for place, cell in enumerate(todo)
+        joblib.delayed(_guarded)(measure, group, str(devices[place % len(devices)]), asked, threads)
+        for place, group in enumerate(groups)
     ]
     failures = []
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
-        for cell, record, error in parallel(calls):
-            if record is None:
-                failures.append(f"{cell}: {error}")
-            else:
+        for group, records, error in parallel(calls):
+            if error is not None:
+                failures += [f"{cell}: {error}" for cell in group]
+            for cell, record in zip(group, records, strict=False):
                 to_json(record, _path(folder, cell))
-            bar.update()
+            bar.update(len(group))
     if failures:
         raise CellsFailed(f"{len(failures)} of {len(todo)} cells failed: " + "; ".join(failures))
     return [record for cell in cells if (record := _kept(folder, cell, asked)) is not None]
@@ -149,31 +190,32 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def _guarded(
-    measure: Measure, cell: Cell, device: str, settings: dict[str, Any], threads: int | None
-) -> tuple[Cell, Record | None, str | None]:
-    """Measure a cell; an error is a result, so that it does not end the others."""
+    measure: MeasureTogether, cells: Sequence[Cell], device: str, settings: dict[str, Any], threads: int | None
+) -> tuple[Sequence[Cell], list[Record], str | None]:
+    """Measure some cells in one call; an error is a result, so that it does not end the others."""
     where, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads or before)
     start = time.perf_counter()
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
     try:
-        values = measure(cell, where)
+        values = measure(cells, where)
     except Exception as error:
-        return cell, None, f"{type(error).__name__}: {error}"
+        return cells, [], f"{type(error).__name__}: {error}"
     finally:
         torch.set_num_threads(before)
-    record = {
-        **cell._asdict(),
-        "settings": settings,
-        "values": values,
-        "seconds": round(time.perf_counter() - start, 3),
+    common = {
+        "seconds": round((time.perf_counter() - start) / len(cells), 3),
         "peak_memory_mib": _peak(where),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {threads or before} threads",
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"bayesguard": bg.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    return cell, record, None
+    records = [
+        {**cell._asdict(), "settings": settings, "values": own, **common}
+        for cell, own in zip(cells, values, strict=True)
+    ]
+    return cells, records, None
 
 
 def _peak(device: torch.device) -> float:

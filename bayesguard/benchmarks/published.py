@@ -160,3 +160,6 @@ UCI: dict[str, dict[str, dict[str, Published]]] = {
         ),
     },
 }
+
+# The middle of the three precisions of the noise that the same result files search, 1 / (unit of the target)^2.
+UCI_PRECISIONS = dict(zip(UCI_SETS, (0.15, 0.05, 0.5, 200.0, 4e4, 0.1, 0.05, 3.0, 0.5), strict=True))

@@ -16,44 +16,53 @@ import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.benchmarks.cells import Cell, Record, Spread, check_run, collect, measure_all, spread
+from bayesguard.benchmarks.cells import Cell, Record, Spread, check_run, collect, measure_all, measure_together, spread
 from bayesguard.benchmarks.datasets import Standardised, regression, standardised
+from bayesguard.benchmarks.many_networks import squared_error
 from bayesguard.benchmarks.published import UCI as PUBLISHED
-from bayesguard.benchmarks.published import UCI_SETS, Published
+from bayesguard.benchmarks.published import UCI_PRECISIONS, UCI_SETS, Published
+from bayesguard.benchmarks.tuned_dropout import Kind, Search, tuned
 from bayesguard.errors import BadInput
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
 from bayesguard.sampling import seeded_default_generators
 
-# Training sets below it are passed over more often, so that every set takes some thousands of steps; above it a learning rate
-# that stays at 0.01 leaves training unsettled (naval's RMSE can end above the target's own deviation), and falls to 0.
-_MANY_ROWS = 5000
+# Smaller training sets are passed over more often, so that every set takes some thousands of steps; above the first number a
+# learning rate that stays at 0.01 leaves training unsettled (naval's RMSE can end above the target's own deviation), and falls
+# to 0. Above the second lies protein alone.
+_MANY_ROWS = (5000, 40000)
 _LABELS = {"rmse": "RMSE", "nll": "NLL (nats)"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method is trained: epochs of small sets and of large ones, and whether the learning rate falls to 0 on all."""
+    """How a method is trained: epochs on small sets, larger ones and still larger ones, and whether the learning rate always falls.
+
+    `search` is of a method whose dropout rate is chosen on held-out rows, for all splits together; others have `build`.
+    """
 
     label: str
-    build: Callable[["Recipe", int, int, int], Predictor]
-    epochs: tuple[int, int]
+    epochs: tuple[int, ...]
     learning_rate: float
     batch_size: int
+    build: Callable[["Recipe", int, int, int], Predictor] | None = None
     cosine: bool = False
     num_members: int = 1
     dropout: float = 0.0
+    search: Search | None = None
     published: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the numbers, as JSON."""
-        return {name: value for name, value in asdict(self).items() if name not in ("build", "label", "published")}
+        unsaid = {"build", "label", "published"} | ({"search"} if self.search is None else {"dropout"})
+        return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
 
 def recipe_of(method: str, num_rows: int) -> Recipe:
     """Return how a method is trained on so many rows."""
     recipe = METHODS[method]
-    return replace(recipe, cosine=recipe.cosine or num_rows > _MANY_ROWS)
+    # The published protocol of MC dropout keeps Adam's rate.
+    return replace(recipe, cosine=recipe.cosine or (recipe.search is None and num_rows > _MANY_ROWS[0]))
 
 
 def deterministic(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predictor:
@@ -67,10 +76,10 @@ def ensemble(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predicto
     return bg.DeepEnsemble(make, _noise_of_input(), num_members=recipe.num_members, seed=seed)
 
 
-def dropout(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predictor:
-    """One network that tells a mean, with dropout before both layers, and one noise, which is learned."""
-    network = _built(seed, num_inputs, width, 1, recipe.dropout)
-    return bg.MCDropout(nn.Sequential(network, nn.Flatten(0)), bg.likelihoods.Gaussian(), num_samples=200, seed=seed)
+def dropout(networks: list[nn.Module], scale: float, draws: int, seed: int) -> Predictor:
+    """One network that tells a mean, with dropout before both layers, and one noise, in standardised units."""
+    network = nn.Sequential(*networks, nn.Flatten(0))
+    return bg.MCDropout(network, bg.likelihoods.Gaussian(scale=scale), num_samples=draws, seed=seed)
 
 
 def dropout_ensemble(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predictor:
@@ -85,11 +94,25 @@ def dropout_ensemble(recipe: Recipe, num_inputs: int, width: int, seed: int) -> 
 
 
 METHODS = {
-    "deterministic": Recipe("Deterministic", deterministic, (40, 40), 0.01, 100),
-    "dropout": Recipe("MC dropout", dropout, (1000, 200), 0.003, 128, cosine=True, dropout=0.01, published="dropout"),
-    "ensemble": Recipe("Deep ensemble", ensemble, (40, 40), 0.01, 100, num_members=5, published="ensemble"),
+    "deterministic": Recipe("Deterministic", (40, 40), 0.01, 100, deterministic),
+    "dropout": Recipe(
+        "MC dropout",
+        (4000, 4000, 2000),
+        0.001,
+        128,
+        search=Search((0.005, 0.01, 0.05, 0.1), draws=512, final_draws=2048, epochs=(4000, 500, 250)),
+        published="dropout",
+    ),
+    "ensemble": Recipe("Deep ensemble", (40, 40), 0.01, 100, ensemble, num_members=5, published="ensemble"),
     "dropout_ensemble": Recipe(
-        "Deep ensemble with dropout", dropout_ensemble, (400, 40), 0.01, 100, cosine=True, num_members=5, dropout=0.01
+        "Deep ensemble with dropout",
+        (400, 40),
+        0.01,
+        100,
+        dropout_ensemble,
+        cosine=True,
+        num_members=5,
+        dropout=0.01,
     ),
 }
 
@@ -134,16 +157,19 @@ def run(
     if not 1 <= count <= available:
         raise BadInput(f"splits must be from 1 to {available} for {data}, got {splits}")
     records: list[Record] = []
+    how: dict[str, Any] = {"folder": Path(out) / "uci", "device": device, "progress": progress}
     for name in methods:
-        records += measure_all(
-            partial(measure, data_dir=data_dir, small=budget == "small"),
-            [Cell(data, name, split) for split in range(count)],
-            settings={**recipe_of(name, num_rows).settings(), "budget": budget},
-            folder=Path(out) / "uci",
-            device=device,
-            jobs=jobs,
-            progress=progress,
-        )
+        recipe = recipe_of(name, num_rows)
+        cells = [Cell(data, name, split) for split in range(count)]
+        how["settings"] = {**recipe.settings(), "budget": budget}
+        if recipe.search is None:
+            records += measure_all(
+                partial(measure, data_dir=data_dir, small=budget == "small"), cells, jobs=jobs, **how
+            )
+        else:
+            records += measure_together(
+                partial(measure_tuned, data_dir=data_dir, small=budget == "small"), cells, **how
+            )
     say(f"\n{table(records)}\n")
     path = Path(out) / f"uci-{data}.json"
     collect(records, path, benchmark="uci", data=data, budget=budget)
@@ -156,11 +182,11 @@ def measure(
 ) -> dict[str, float]:
     """Train a method on one split and test it."""
     split = standardised(regression(cell.data, data_dir=data_dir), cell.seed)
-    x, y, test_x, test_y = (torch.from_numpy(part) for part in split[:4])
+    x, y = torch.from_numpy(split.train_inputs), torch.from_numpy(split.train_targets)
     recipe = recipe_of(cell.method, len(x))
-    width = 100 if cell.data == "protein" else 50
-    predictor = recipe.build(recipe, x.shape[1], width, cell.seed).to(device)
-    epochs = 2 if small else recipe.epochs[len(x) > _MANY_ROWS]
+    assert recipe.build is not None
+    predictor = recipe.build(recipe, x.shape[1], _width(cell.data), cell.seed).to(device)
+    epochs = _epochs(recipe.epochs, len(x), small)
     predictor.fit(
         (x, y),
         epochs=epochs,
@@ -168,8 +194,54 @@ def measure(
         optimizer=partial(torch.optim.Adam, lr=recipe.learning_rate),
         scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs) if recipe.cosine else None,
     )
-    predictive, targets = predictor.predict_with_targets((test_x, test_y))
-    return scores(predictive, targets, split)
+    return _tested(predictor, split)
+
+
+def measure_tuned(
+    cells: Sequence[Cell], device: torch.device, *, data_dir: str | Path | None = None, small: bool = False
+) -> list[dict[str, float]]:
+    """Train a method on all splits together, each with a rate of its own, and test it."""
+    data = cells[0].data
+    rows = regression(data, data_dir=data_dir)
+    splits = [standardised(rows, cell.seed) for cell in cells]
+    num_rows = len(splits[0].train_targets)
+    recipe = recipe_of(cells[0].method, num_rows)
+    assert recipe.search is not None
+    found = tuned(
+        Kind(dropout, squared_error),
+        replace(recipe.search, draws=8, final_draws=8) if small else recipe.search,
+        splits,
+        partial(_decay, UCI_PRECISIONS[data]),
+        width=_width(data),
+        epochs=_epochs(recipe.epochs, num_rows, small),
+        search_epochs=_epochs(recipe.search.epochs or recipe.epochs, num_rows, small),
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        cosine=recipe.cosine,
+    )
+    return [
+        {**_tested(own.predictor.to(device), split), "rate": own.rate, "scale": own.scale * split.target_sd}
+        for own, split in zip(found, splits, strict=True)
+    ]
+
+
+def _decay(precision: float, num_rows: int) -> float:
+    """Return l^2 / (2 N tau), where l = 0.01 is the prior's length scale (Gal and Ghahramani 2016, eq. 7)."""
+    return 0.01**2 / (2 * num_rows * precision)
+
+
+def _width(data: str) -> int:
+    return 100 if data == "protein" else 50
+
+
+def _epochs(by_size: Sequence[int], num_rows: int, small: bool) -> int:
+    size = sum(num_rows > bound for bound in _MANY_ROWS)
+    return 2 if small else by_size[min(size, len(by_size) - 1)]
+
+
+def _tested(predictor: Predictor, split: Standardised) -> dict[str, float]:
+    test = torch.from_numpy(split.test_inputs), torch.from_numpy(split.test_targets)
+    return scores(*predictor.predict_with_targets(test), split)
 
 
 def scores(predictive: Predictive, targets: Tensor, split: Standardised) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import joblib
 import pytest
 import torch
 
-from bayesguard.benchmarks.cells import Cell, CellsFailed, collect, measure_all, spread
+from bayesguard.benchmarks.cells import Cell, CellsFailed, collect, measure_all, measure_together, spread
 from bayesguard.errors import BadFile, BadInput
 
 CELLS = [Cell("toy", method, seed) for method in ("a", "b") for seed in range(2)]
@@ -105,3 +106,26 @@ def test_spread_is_that_of_the_t_distribution() -> None:
     assert math.isnan(spread([1.0]).error)
     with pytest.raises(BadInput, match="empty"):
         spread([])
+
+
+def test_cells_measured_together_are_one_call_for_what_is_missing(tmp_path: Path) -> None:
+    asked = []
+
+    def measure(cells: Sequence[Cell], device: torch.device) -> list[dict[str, Any]]:
+        asked.append(list(cells))
+        return [number(cell, device) for cell in cells]
+
+    measure_together(measure, CELLS[:1], settings={}, folder=tmp_path, device="cpu")
+    records = measure_together(measure, CELLS, settings={}, folder=tmp_path, device="cpu")
+    assert measure_together(measure, CELLS, settings={}, folder=tmp_path, device="cpu") == records
+    assert asked == [CELLS[:1], CELLS[1:]]
+    assert [record["values"]["value"] for record in records] == [1, 2, 1, 2]
+    assert len({record["seconds"] for record in records[1:]}) == 1
+
+
+def test_cells_that_fail_together_are_all_named(tmp_path: Path) -> None:
+    def measure(cells: Sequence[Cell], device: torch.device) -> list[dict[str, Any]]:
+        raise BadInput("no such thing")
+
+    with pytest.raises(CellsFailed, match=r"4 of 4 cells failed: toy, a, 0: BadInput: no such thing; .*toy, b, 1"):
+        measure_together(measure, CELLS, settings={}, folder=tmp_path, device="cpu")

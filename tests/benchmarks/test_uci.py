@@ -66,9 +66,8 @@ def test_every_method_runs_and_goes_on_where_it_stopped(folder: Path) -> None:
     assert all(name in summary for name in UCI_SETS)
 
 
-def test_methods_differ_by_the_seed_of_the_split(folder: Path) -> None:
-    recipe = uci.METHODS["dropout_ensemble"]
-    first, second = (recipe.build(recipe, 3, 5, seed) for seed in (0, 1))
+def test_methods_differ_by_the_seed_of_the_split() -> None:
+    first, second = (uci.dropout_ensemble(uci.METHODS["dropout_ensemble"], 3, 5, seed) for seed in (0, 1))
     assert not torch.equal(next(first.parameters()), next(second.parameters()))
 
 
@@ -103,6 +102,15 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| Deterministic |" in capsys.readouterr().out
 
 
-def test_the_learning_rate_falls_on_large_sets_only_or_always() -> None:
-    assert [uci.recipe_of("ensemble", rows).cosine for rows in (5000, 5001)] == [False, True]
-    assert [uci.recipe_of("dropout", rows).cosine for rows in (5000, 5001)] == [True, True]
+def test_the_learning_rate_falls_on_large_sets_only_or_never_or_always() -> None:
+    falls = {name: [uci.recipe_of(name, rows).cosine for rows in (5000, 5001)] for name in uci.METHODS}
+    assert falls["ensemble"] == [False, True]
+    assert falls["dropout"] == [False, False]
+    assert falls["dropout_ensemble"] == [True, True]
+
+
+def test_what_was_chosen_is_told_in_the_targets_own_unit(folder: Path) -> None:
+    (record,) = uci.run("yacht", methods=["dropout"], budget="small", out=folder / "out", data_dir=folder)
+    assert record["values"]["rate"] in uci.METHODS["dropout"].search.rates  # type: ignore[union-attr]
+    # After two epochs the best noise is about the target's own deviation, here sqrt(25 + 1).
+    assert 2 < record["values"]["scale"] < 10
