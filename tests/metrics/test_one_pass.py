@@ -60,6 +60,25 @@ def test_the_first_of_equals_is_the_answer(classes: int, dtype: torch.dtype) -> 
     assert right.tolist() == [1.0] + [0.0] * (classes - 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [0.0, -0.0, -1e-7])
+def test_signs_and_ties_in_long_rows(monkeypatch: pytest.MonkeyPatch, sign: float, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(inputs, "CACHED", 120)  # three rows
+    probs, _ = made(9, 40, dtype)
+    probs[:, 20] = 0
+    probs /= probs.sum(-1, keepdim=True)
+    probs[2] = 1 / 39  # ties, with a sign between them
+    probs[3] = 0
+    probs[3, [3, 35]] = 0.5
+    probs[1:, 20] = sign
+    first = [row.index(max(row)) for row in probs.tolist()]
+    for wide in (probs, probs.T.contiguous().T, probs.clone().requires_grad_()):
+        for shift in (0, 1):
+            confidence, right = inputs.answered(wide, (torch.tensor(first) + shift) % 40)
+            assert confidence.tolist() == [max(row) for row in probs.tolist()]
+            assert right.tolist() == [1.0 - shift] * 9
+
+
 @pytest.mark.parametrize("column", [0, 39])
 @pytest.mark.parametrize("row", [0, 2, 3, 8])
 @pytest.mark.parametrize(
