@@ -8,7 +8,8 @@ from torch import Tensor
 
 import bayesguard as bg
 from bayesguard.calibration import PriorCorrection
-from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.calibration.class_shares import most_likely_shares
+from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 
 CENTRES = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
 OLD = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
@@ -52,19 +53,59 @@ def test_with_exact_old_shares_the_correction_is_exact() -> None:
     )
 
 
-def test_expectation_maximisation_is_the_maximum_of_the_likelihood() -> None:
+def test_held_out_data_are_where_shares_stay() -> None:
+    """Also where predictions are not calibrated: EM finds the shares of the held-out data in held-out predictions."""
+    x, labels = mixture(OLD, 20_000, 0)
+    pred = bg.Predictive.from_logits(posterior(x, OLD).log() * 2 + torch.tensor([0.5, 0.0, -0.5]))
+    correction = PriorCorrection().fit(pred, labels)
+    assert torch.allclose(correction._by_em(pred.probs), correction.old, atol=1e-4)
+    plain = most_likely_shares(pred.probs, correction.old, correction.old, 0)
+    assert (plain - correction.old).abs().max() > 0.02  # what it would find without
+    assert torch.isnan(correction.shift_p_value)
+    correction.adapt(pred)
+    assert torch.equal(correction.new, correction.old)
+    assert correction.shift_p_value == 1
+    for method in ("em", "bbse"):
+        again = PriorCorrection(method, trained_shares=[0.4, 0.4, 0.2]).fit(pred, labels)
+        assert torch.allclose(again.adapt(pred).new, correction.old, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["em", "bbse"])
+def test_chance_moves_shares_little_and_a_shift_moves_them(method: Any) -> None:
     x, labels = mixture(OLD, 2000, 0)
-    new, _ = mixture(NEW, 500, 1)
-    probs = posterior(new, OLD)
-    correction = PriorCorrection().fit(bg.Predictive.from_probs(posterior(x, OLD)), labels)
-    found = correction.adapt(bg.Predictive.from_probs(probs)).new
-    ratio = probs / correction.old
+    correction = PriorCorrection(method).fit(bg.Predictive.from_probs(posterior(x, OLD)), labels)
+    moved, plain, stayed = [], [], 0
+    for seed in range(1, 201):
+        probs = posterior(mixture(OLD, 100, seed)[0], OLD)
+        correction.adapt(bg.Predictive.from_probs(probs))
+        moved.append(float((correction.new - correction.old).abs().sum()))
+        plain.append(float((most_likely_shares(probs, OLD, OLD, 0) - correction.old).abs().sum()))
+        stayed += torch.equal(correction.new, correction.old)
+    # F has 2 and 2097 degrees of freedom, and is at most 1 with probability 0.63.
+    assert abs(stayed / 200 - 0.63) < 4 * (0.63 * 0.37 / 200) ** 0.5
+    assert sum(moved) < 0.5 * sum(plain)
+    correction.adapt(bg.Predictive.from_probs(posterior(mixture(NEW, 100, 0)[0], OLD)))
+    assert correction.shift_p_value < 1e-6
+    assert (correction.new - NEW).abs().max() < 5 * (0.25 / 100) ** 0.5
 
-    def score(shares: Tensor) -> float:
-        return float((ratio @ shares).log().mean())
 
-    for direction in torch.eye(3, dtype=torch.float64):
-        assert score(found) >= score(0.99 * found + 0.01 * direction) - 1e-12
+@pytest.mark.parametrize("method", ["em", "bbse"])
+def test_no_class_is_ruled_out(method: Any) -> None:
+    x, labels = mixture(OLD, 2000, 0)
+    correction = PriorCorrection(method).fit(bg.Predictive.from_probs(posterior(x, OLD)), labels)
+    sure = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).expand(97, 3)
+    correction.adapt(bg.Predictive.from_probs(sure))
+    # 97 rows and three more of the shares before.
+    assert bool((correction.new[1:] >= 0.03 * OLD[1:] * 0.9).all())
+    assert correction.new[0] > 0.95
+
+
+def test_too_few_rows_leave_shares_as_they_were() -> None:
+    correction = PriorCorrection(trained_shares=[0.2, 0.3, 0.5])
+    with pytest.warns(CalibrationWarning, match="pred has 2 rows, too few"):
+        correction.adapt(bg.Predictive.from_probs([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1]]))
+    assert torch.equal(correction.new, correction.old)
+    assert torch.isnan(correction.shift_p_value)
 
 
 def test_balanced_training_is_undone() -> None:
@@ -85,6 +126,11 @@ def test_yes_or_no_and_a_state() -> None:
     loaded = PriorCorrection()
     loaded.load_state_dict(correction.state_dict())
     assert torch.equal(loaded(pred).probs, correction(pred).probs)
+    wider = bg.Predictive.from_probs(torch.tensor([0.9, 0.95, 0.85, 0.2]))
+    loaded.load_state_dict(correction.adapt(wider).state_dict())
+    assert loaded.shift_p_value == correction.shift_p_value < 1
+    assert torch.equal(loaded.adapt(wider).new, correction.new)
+    assert torch.isnan(loaded.adapt_to([0.9, 0.1]).shift_p_value)
 
 
 def test_several_draws_are_corrected_as_one_mixture() -> None:
