@@ -8,7 +8,7 @@ on perturbed held-out data; here the temperature is a smooth function of what th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -196,14 +196,12 @@ class ShiftAwareScaling(Calibrator):
         self.centre = (weights * signs).sum(0)
         self.spread = (weights * (signs - self.centre).square()).sum(0).sqrt().clamp_min(1e-6)
         before, upper = error_and_bound(clean, self.clean_temperature.expand(len(clean.labels)), self.seed)
-        share = _CLEAN_SHARE
-        while True:
-            # More weight on undisturbed data, until their calibration error is what one temperature would leave it.
+
+        def fit(share: float) -> float:
             self.coefficients = self._minimised(found, share)
-            after = error_at(clean, self._of_signs(clean.signs))
-            if after <= upper or share >= 16 * _CLEAN_SHARE:
-                break
-            share *= 2
+            return error_at(clean, self._of_signs(clean.signs))
+
+        share, after = _share_that_suffices(fit, upper, first=_CLEAN_SHARE, most=16 * _CLEAN_SHARE)
         if after > upper:
             start = torch.zeros_like(self.coefficients)
             start[0] = self.clean_temperature.log()
@@ -213,10 +211,15 @@ class ShiftAwareScaling(Calibrator):
             "clean_ece": after,
             "clean_ece_upper": upper,
             "clean_share": share,
-            "perturbed_ece_with_one_temperature": mean_error(
-                found[1:], lambda g: self.clean_temperature.expand(len(g.labels))
-            ),
-            "perturbed_ece": mean_error(found[1:], lambda g: self._of_signs(g.signs)),
+            **self._errors_of_perturbed(found, lambda g: self._of_signs(g.signs)),
+        }
+
+    def _errors_of_perturbed(self, found: list[Group], temperatures: Callable[[Group], Tensor]) -> dict[str, float]:
+        """Mean calibration error of all perturbations, as one temperature leaves it and as these do."""
+        one = self.clean_temperature
+        return {
+            "perturbed_ece_with_one_temperature": mean_error(found[1:], lambda g: one.expand(len(g.labels))),
+            "perturbed_ece": mean_error(found[1:], temperatures),
             "num_environments": len(found),
         }
 
@@ -269,29 +272,30 @@ class ShiftAwareScaling(Calibrator):
         self.set_range = torch.stack([wanted.mean(), width, wanted.amax()])
         clean, groups = found[0], torch.arange(len(found)).repeat_interleave(counts).to(raw.device)
         before, upper = error_and_bound(clean, self.clean_temperature.expand(len(clean.labels)), self.seed)
-        share = 1
-        while True:
-            # A smaller ridge for undisturbed data, until their calibration error is what one temperature would leave it.
+
+        def of_set(group: Group) -> Tensor:
+            return self._of_set(group.signs, group.log_probs).expand(len(group.labels))
+
+        inverse = kernel
+
+        def fit(share: float) -> float:
+            nonlocal inverse
+            # A smaller ridge is more weight.
             ridge = kernel.new_full((len(raw),), _SET_RIDGE)
             ridge[groups == 0] /= share
             inverse = torch.linalg.inv(kernel + ridge.diag())
             self.set_weights = inverse @ (wanted - wanted.mean())
-            after = error_at(clean, self._of_set(clean.signs, clean.log_probs).expand(len(clean.labels)))
-            if after <= upper or share >= _MOST_SHARE:
-                break
-            share *= 2
+            return error_at(clean, of_set(clean))
+
+        share, after = _share_that_suffices(fit, upper, first=1.0, most=_MOST_SHARE)
         self.temperature = self.clean_temperature.clone()
         self.diagnostics = {
             "log_temperature_rmse": _left_out_error(inverse, self.set_weights, groups),
-            "num_environments": len(found),
             "clean_ece_with_one_temperature": before,
             "clean_ece": after,
             "clean_ece_upper": upper,
-            "clean_share": float(share),
-            "perturbed_ece_with_one_temperature": mean_error(
-                found[1:], lambda g: self.clean_temperature.expand(len(g.labels))
-            ),
-            "perturbed_ece": mean_error(found[1:], lambda g: self._of_set(g.signs, g.log_probs).expand(len(g.labels))),
+            "clean_share": share,
+            **self._errors_of_perturbed(found, of_set),
         }
 
     def _parts(self, group: Group, count: int) -> list[Group]:
@@ -346,6 +350,19 @@ class ShiftAwareScaling(Calibrator):
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, {'fitted' if self.fitted else 'not fitted'}"
+
+
+def _share_that_suffices(
+    fit: Callable[[float], float], upper: float, *, first: float, most: float
+) -> tuple[float, float]:
+    """Return the weight of undisturbed data, and the calibration error that a fit with it leaves them.
+
+    The weight doubles until that error is what one temperature would leave, `upper` at most, or until `most`.
+    """
+    share = first
+    while not (after := fit(share)) <= upper and share < most:
+        share *= 2
+    return share, after
 
 
 def _left_out_error(inverse: Tensor, solved: Tensor, groups: Tensor) -> float:

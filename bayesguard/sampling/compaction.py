@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bayesguard.sampling.forward import dtype_of_autocast
 from bayesguard.sampling.masks import Channels, Masks, PassesDiffer
 
 Kernel = Callable[..., Any]
@@ -214,7 +215,7 @@ class Compaction:
         if call is None:
             return None
         weight, bias, options = call
-        dtype = autocast_dtype(input)
+        dtype = dtype_of_autocast(input.device)
         if dtype is not None and not {input.dtype, weight.dtype} <= {torch.float32, dtype}:
             return None
         spatial = _CONVOLUTIONS.get(func, 0)
@@ -225,8 +226,7 @@ class Compaction:
                 return self._for_eight_draws(part, part.mask, weight, bias)
             shape = torch.Size((*part.shape[:-1], weight.shape[0]))
         else:
-            like = torch.empty((part.shape[0], 1, *part.shape[2:]), dtype=weight.dtype, device="meta")
-            shape = func(like, weight[:, :1].to("meta"), None, *options).shape
+            shape = func(_meta(part.shape, weight), weight[:, :1].to("meta"), None, *options).shape
         return Deferred(Product(shape, part.axis, part, func, weight, bias, options, autocast=dtype), input, dtype)
 
     def _for_eight_draws(self, part: Kept, mask: Channels, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -242,14 +242,8 @@ class Compaction:
         return result.clone() if bias is None else result + bias.to(result.dtype)
 
 
-def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """Return the dtype that layers compute in where autocast is on; None where it is off."""
-    kind = input.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
 def _autocast_to(dtype: torch.dtype | None, like: Tensor) -> AbstractContextManager[Any]:
-    if autocast_dtype(like) == dtype:
+    if dtype_of_autocast(like.device) == dtype:
         return nullcontext()
     return torch.autocast(like.device.type, dtype, enabled=dtype is not None)
 
@@ -332,7 +326,7 @@ def _applied(
         shape = torch.Size((after[0], part.shape[1], *after[2:]))
     elif any(isinstance(value, bool) for value in args):
         return None  # inplace=True by position
-    if autocast_dtype(input) is not None and func not in _OF_ANY_DTYPE:
+    if dtype_of_autocast(input.device) is not None and func not in _OF_ANY_DTYPE:
         return None
     new: Kept | Product
     if isinstance(part, Product):

@@ -52,9 +52,7 @@ class Forward:
         """What a plan depends on: types and shapes of the inputs; of their rows only whether there are 0, 1 or more."""
         leaves = pytree.tree_leaves((self.inputs, self.kwargs))
         shapes = [(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, Tensor)]
-        kind = self.device.type
-        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        return (*shapes, min(self.num_rows, 2), autocast)
+        return (*shapes, min(self.num_rows, 2), dtype_of_autocast(self.device))
 
     def rows(self, index: Tensor | slice) -> "Forward":
         """Return the call on some of the rows."""
@@ -86,6 +84,11 @@ class Forward:
         if first.dim() == 0:
             raise BadInput("the first input has no axes; its first axis must be that of the examples")
         return first.shape[0]
+
+
+def dtype_of_autocast(device: torch.device) -> torch.dtype | None:
+    """Return the dtype that layers compute in where autocast is on; None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def select_output(output: Any, select: Select) -> Tensor:

@@ -16,7 +16,9 @@ from bayesguard.benchmarks.speed.table import Row, row_of
 from bayesguard.errors import BayesguardError
 
 
-class _Ensemble(NamedTuple):
+class Ensemble(NamedTuple):
+    """Members of one architecture, the shape of their inputs, and what the ratio to a loop may be."""
+
     title: str
     make: Callable[[], nn.Module]
     inputs: tuple[int, ...]
@@ -24,9 +26,9 @@ class _Ensemble(NamedTuple):
 
 
 ENSEMBLES = (
-    _Ensemble("MLP 20-64-64-3", partial(mlp, (20, 64, 64, 3), 0.0), (1, 20), 0.5),
-    _Ensemble("MLP 784-1024-1024-10", partial(mlp, rate=0.0), (512, 784), 1.0),
-    _Ensemble("LeNet", partial(lenet, 0.0), (512, 1, 28, 28), 1.0),
+    Ensemble("MLP 20-64-64-3", partial(mlp, (20, 64, 64, 3), 0.0), (1, 20), 0.5),
+    Ensemble("MLP 784-1024-1024-10", partial(mlp, rate=0.0), (512, 784), 1.0),
+    Ensemble("LeNet", partial(lenet, 0.0), (512, 1, 28, 28), 1.0),
 )
 
 
@@ -52,11 +54,16 @@ def loop(networks: list[nn.Module], inputs: Tensor) -> Tensor:
     return torch.stack([network(inputs).softmax(-1) for network in networks]).mean(0)
 
 
-def _prediction(kind: _Ensemble, count: int, settings: Settings) -> Row:
+def built(kind: Ensemble, count: int, settings: Settings) -> tuple[list[nn.Module], Tensor]:
+    """Return the members, and the inputs that they are timed on."""
     networks = members(kind.make, count, settings.device)
     rows, *shape = kind.inputs
     rows = min(rows, 32) if settings.quick else rows
-    inputs = torch.randn(rows, *shape, device=settings.device)
+    return networks, torch.randn(rows, *shape, device=settings.device)
+
+
+def _prediction(kind: Ensemble, count: int, settings: Settings) -> Row:
+    networks, inputs = built(kind, count, settings)
     ensemble = bg.DeepEnsemble(networks)
     if not torch.allclose(ensemble(inputs).probs, loop(networks, inputs), rtol=1e-4, atol=1e-6):
         raise BayesguardError(f"the ensemble of {kind.title} does not predict what a loop over its members does")
@@ -74,7 +81,7 @@ def _prediction(kind: _Ensemble, count: int, settings: Settings) -> Row:
     return row_of(
         timings,
         "ensemble",
-        f"ensemble prediction, {kind.title}, N={rows}, M={count}",
+        f"ensemble prediction, {kind.title}, N={len(inputs)}, M={count}",
         "loop",
         peers=list(peers),
         limit="limit",

@@ -7,29 +7,22 @@ import torch
 from torch import Tensor
 
 import bayesguard as bg
-from bayesguard.benchmarks.speed.dropout import loop, passes_of_loop
-from bayesguard.benchmarks.speed.ensembles import ENSEMBLES
+from bayesguard.benchmarks.speed.dropout import DEMANDS, loop, passes_of_loop
+from bayesguard.benchmarks.speed.ensembles import ENSEMBLES, Ensemble, built
 from bayesguard.benchmarks.speed.ensembles import loop as loop_over_members
 from bayesguard.benchmarks.speed.measure import Candidate, calling, interleaved
-from bayesguard.benchmarks.speed.networks import members, subject
+from bayesguard.benchmarks.speed.networks import subject
 from bayesguard.benchmarks.speed.peers import in_dropout_mode
 from bayesguard.benchmarks.speed.settings import Settings
 from bayesguard.benchmarks.speed.table import Row, row_of
-
-NETWORKS = ("mlp", "lenet", "resnet18", "transformer", "lstm")
 
 
 def rows(settings: Settings) -> list[Row]:
     """Time MC dropout on every network, and the large ensembles."""
     with torch.no_grad():
-        dropouts = [_dropout(key, settings) for key in NETWORKS]
-        ensembles = [
-            _ensemble(index, count, settings)
-            for index, kind in enumerate(ENSEMBLES)
-            if kind.inputs[0] > 1
-            for count in settings.members
-        ]
-    return [*dropouts, *ensembles]
+        dropouts = [_dropout(key, settings) for key in DEMANDS]
+        large = [kind for kind in ENSEMBLES if kind.inputs[0] > 1]
+        return [*dropouts, *(_ensemble(kind, count, settings) for kind in large for count in settings.members)]
 
 
 def in_half(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
@@ -56,18 +49,14 @@ def _dropout(key: str, settings: Settings) -> Row:
     return _row(title, lambda: predictor(inputs).probs, plain, scale, settings, lambda: predictor.strategy)
 
 
-def _ensemble(index: int, count: int, settings: Settings) -> Row:
-    kind = ENSEMBLES[index]
-    networks = members(kind.make, count, settings.device)
-    size, *shape = kind.inputs
-    size = min(size, 32) if settings.quick else size
-    inputs = torch.randn(size, *shape, device=settings.device)
+def _ensemble(kind: Ensemble, count: int, settings: Settings) -> Row:
+    networks, inputs = built(kind, count, settings)
     ensemble = bg.DeepEnsemble(networks)
 
     def plain() -> Tensor:
         return loop_over_members(networks, inputs)
 
-    title = f"bfloat16, ensemble prediction, {kind.title}, N={size}, M={count}"
+    title = f"bfloat16, ensemble prediction, {kind.title}, N={len(inputs)}, M={count}"
     return _row(title, lambda: ensemble(inputs).probs, plain, 1.0, settings, lambda: ensemble.strategy, kind.must, 0.5)
 
 
