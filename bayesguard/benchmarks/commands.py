@@ -96,9 +96,10 @@ def shift(
 @benchmark.command()
 def unseen(
     data: Images = "digits",
+    seeds: Seeds = 1,
     device: Device = "auto",
     out: Out = RESULTS,
-    seed: Seed = 0,
+    jobs: Jobs = None,
     epochs: Epochs = None,
     limit: Limit = None,
     data_dir: DataDir = None,
@@ -106,7 +107,8 @@ def unseen(
     """Calibration on kinds of shift that calibration never saw."""
     from bayesguard.benchmarks.unseen import run
 
-    run(data, device=device, out=out, seed=seed, epochs=epochs, limit=limit, data_dir=data_dir)
+    given: dict[str, Any] = {"epochs": epochs, "limit": limit, "data_dir": data_dir}
+    run(data, seeds=seeds, device=device, out=out, jobs=jobs, progress=_watched(), **given)
 
 
 @benchmark.command()

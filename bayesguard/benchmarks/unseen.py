@@ -5,8 +5,6 @@ take the content away, which are of no family; its calibration error is measured
 tested set, found with its labels: the limit of scaling.
 """
 
-import json
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,9 +14,11 @@ import torch
 from torch import Tensor
 
 import bayesguard as bg
+from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all, spread
 from bayesguard.benchmarks.datasets import load
-from bayesguard.benchmarks.shift import SETTINGS, choose_device, factory, train
+from bayesguard.benchmarks.shift import SETTINGS, factory, train
 from bayesguard.calibration import ShiftAwareScaling, TemperatureScaling
+from bayesguard.errors import BadInput
 from bayesguard.metrics.functional import brier_score, expected_calibration_error
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
@@ -47,67 +47,83 @@ CONTENT = "content"
 def run(
     data: str = "digits",
     *,
+    seeds: int = 1,
     device: str = "auto",
     out: str | Path = "results",
-    seed: int = 0,
+    jobs: int | None = None,
     epochs: int | None = None,
     limit: int | None = None,
     data_dir: str | Path | None = None,
+    progress: bool = False,
     say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Train one ensemble, leave each family out in turn, print the table, and write `unseen-<data>.json` under `out`.
+) -> list[Record]:
+    """Train an ensemble a seed, leave each family out in turn, print the table, and write `unseen-<data>.json` under `out`.
 
     Args:
         data: Name of an image set; see `bayesguard.benchmarks.datasets.load`.
-        device: "auto", "cpu" or "cuda".
+        seeds: How many, from 0 on; each has its own split, networks and shifts.
+        device: As in `cells.measure_all`.
         out: Folder for the results; made where it does not exist.
-        seed: Of the split, the networks, and the shifts.
+        jobs: As in `cells.measure_all`.
         epochs: Training epochs; None for the data set's own.
         limit: Rows of the training and test parts at most, for a quick look.
         data_dir: Folder of the data; see `bayesguard.benchmarks.files.read`.
-        say: Where the progress and the table go.
+        progress: Show a progress bar on stderr.
+        say: Where the table goes.
 
     Returns:
-        For each row of the table the quartiles of the calibration error over unseen sets, its mean on undisturbed test
-        data, and the mean Brier score over unseen sets.
+        A record for each seed: the calibration error and the Brier score (class sum) of each row under each unseen set, and the
+        calibration error on undisturbed test data, once for each family that is left out.
 
     Raises:
-        BadInput: An unknown data set or device.
+        BadInput: An unknown data set or device, or a number below 1.
     """
-    chosen = choose_device(device)
-    images, settings = load(data, seed=seed, limit=limit, data_dir=data_dir), SETTINGS[data]
-    start = time.perf_counter()
+    if data not in SETTINGS:
+        raise BadInput(f"data must be one of {', '.join(SETTINGS)}, got {data!r}")
+    check_run(("ensemble",), ("ensemble",), "full", seeds)
+    records = measure_all(
+        partial(measure, epochs=epochs, limit=limit, data_dir=data_dir),
+        [Cell(data, "ensemble", seed) for seed in range(seeds)],
+        settings={"members": _MEMBERS, "epochs": epochs, "limit": limit, "calibrated_on": ["images", CONTENT]},
+        folder=Path(out) / "cells" / "unseen",
+        device=device,
+        jobs=jobs,
+        progress=progress,
+    )
+    say(f"{table(records)}\n")
+    path = Path(out) / f"unseen-{data}.json"
+    collect(records, path, benchmark="unseen", data=data)
+    say(f"wrote {path}")
+    return records
+
+
+def measure(
+    cell: Cell, device: torch.device, *, epochs: int | None, limit: int | None, data_dir: str | Path | None
+) -> dict[str, Any]:
+    """Train one ensemble and calibrate it once for each family that is left out; see `run` for what is returned."""
+    seed = cell.seed
+    images, settings = load(cell.data, seed=seed, limit=limit, data_dir=data_dir), SETTINGS[cell.data]
     ensemble = bg.DeepEnsemble(factory(settings, images), num_members=_MEMBERS, seed=seed)
-    train(images, settings, epochs, chosen, ensemble)
-    say(f"trained {_MEMBERS} members in {time.perf_counter() - start:.1f} s")
+    train(images, settings, epochs, device, ensemble)
     shifts: list[AnyShift] = list(suite("images", seed))
-    content = suite(CONTENT, seed)
-    held, held_labels = answers(ensemble, images.calibration, [*shifts, *content], seed)
+    held, held_labels = answers(ensemble, images.calibration, [*shifts, *suite(CONTENT, seed)], seed)
     tested, labels = answers(ensemble, images.test, shifts, seed + 1)
     names = ["", *(shift.name for shift in shifts)]
-    found: dict[str, dict[str, list[float]]] = {row: {"unseen": [], "clean": [], "brier": []} for row in ROWS}
-    for family, members in FAMILIES.items():
+    found: dict[str, dict[str, Any]] = {row: {"unseen": {}, "clean": [], "brier": {}} for row in ROWS}
+    for members in FAMILIES.values():
         own = [k for k, name in enumerate(names) if name in members]
         calibrators = fitted([pred for k, pred in enumerate(held) if k not in own], held_labels, seed)
-        for k, name in enumerate(names):
-            if name and name not in members:
-                continue
+        for row, answer in rows(calibrators, tested[0], labels).items():
+            found[row]["clean"].append(_error(answer, labels))
+        for k in own:
             for row, answer in rows(calibrators, tested[k], labels).items():
-                error = float(expected_calibration_error(answer.probs, labels))
-                found[row]["unseen" if name else "clean"].append(error)
-                if name:
-                    found[row]["brier"].append(float(brier_score(answer.probs, labels)))
-        say(f"left out {family}: {time.perf_counter() - start:.1f} s")
-    summary = {row: _summary(values) for row, values in found.items()}
-    say(f"\n{table(summary)}\n")
-    _write(
-        summary,
-        found,
-        Path(out) / f"unseen-{images.name}.json",
-        {"data": images.name, "seed": seed, "device": str(chosen), "calibrated_on": ["images", CONTENT]},
-    )
-    say(f"wrote {Path(out) / f'unseen-{images.name}.json'}")
-    return summary
+                found[row]["unseen"].setdefault(names[k], []).append(_error(answer, labels))
+                found[row]["brier"].setdefault(names[k], []).append(float(brier_score(answer.probs, labels)))
+    return {"rows": found, "num_images": len(labels)}
+
+
+def _error(answer: Predictive, labels: Tensor) -> float:
+    return float(expected_calibration_error(answer.probs, labels))
 
 
 def answers(
@@ -142,30 +158,26 @@ def _at(pred: Predictive, temperature: float) -> Predictive:
     return Predictive.from_logits(pred.logits / temperature)
 
 
-def _summary(values: dict[str, list[float]]) -> dict[str, Any]:
-    unseen = torch.tensor(values["unseen"], dtype=torch.float64)
+def summary(values: dict[str, Any]) -> tuple[float, ...]:
+    """Return what the table shows of a row of one seed: quartiles and mean over unseen sets, undisturbed data, Brier score."""
+    unseen = torch.tensor([*values["unseen"].values()], dtype=torch.float64).flatten()
     quartiles = unseen.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
-    mean = float(torch.tensor(values["clean"], dtype=torch.float64).mean())
-    return {
-        "ece_quartiles": quartiles,
-        "ece_mean": float(unseen.mean()),
-        "ece_clean": mean,
-        "brier_mean": float(torch.tensor(values["brier"], dtype=torch.float64).mean()),
-        "num_sets": len(unseen),
-    }
+    means = [
+        torch.tensor(part, dtype=torch.float64).mean().item() for part in (values["clean"], [*values["brier"].values()])
+    ]
+    return (*quartiles, float(unseen.mean()), *means)
 
 
-def table(summary: dict[str, dict[str, Any]]) -> str:
-    """Return the table as Markdown."""
+def table(records: Sequence[Record]) -> str:
+    """Return the table as Markdown: means over seeds, with 95 % t intervals where there are several."""
     lines = ["| | ECE, 25 % | median | 75 % | mean | clean | Brier, mean |", "|---|---|---|---|---|---|---|"]
-    for row, values in summary.items():
-        figures = [*values["ece_quartiles"], values["ece_mean"], values["ece_clean"], values["brier_mean"]]
-        lines.append(f"| {row} | {' | '.join(f'{value:.3f}' for value in figures)} |")
+    for row in ROWS:
+        seeds = [summary(record["values"]["rows"][row]) for record in records]
+        lines.append(f"| {row} | {' | '.join(_shown(column) for column in zip(*seeds, strict=True))} |")
     return "\n".join(lines)
 
 
-def _write(summary: dict[str, Any], found: dict[str, Any], path: Path, meta: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    versions = {"torch": torch.__version__, "bayesguard": bg.__version__}
-    content = {"meta": {**meta, **versions, "members": _MEMBERS}, "summary": summary, "every_set": found}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def _shown(values: Sequence[float]) -> str:
+    found = spread(values)
+    interval = f" [{found.lower:.3f}, {found.upper:.3f}]" if found.num_values > 1 else ""
+    return f"{found.mean:.3f}{interval}"
