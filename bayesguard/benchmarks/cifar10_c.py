@@ -294,9 +294,9 @@ def run_shift(data: str, *, methods: Sequence[str] | None, limit: int | None, bu
     if data == "cifar10":
         if limit is not None:
             raise BadInput("--limit is not for cifar10; use --budget small for a quick look")
-        run(methods=methods or tuple(METHODS), budget=budget, progress=True, **given)
+        run(methods=methods or tuple(METHODS), budget=budget, **given)
         return
-    if only := [name for name in ("suite", "network", "seeds", "jobs") if name in given]:
+    if only := [name for name in ("suite", "network", "seeds") if name in given]:
         raise BadInput(f"--{only[0]} is for --data cifar10, got --data {data}; leave it out")
     if budget not in ("full", "small"):
         raise BadInput(f"budget must be full or small, got {budget!r}")

@@ -46,7 +46,7 @@ def shift(
     suite: Annotated[str | None, typer.Option(help="cifar10 only: cifar10-c-ovadia (default) or cifar10-c.")] = None,
     network: Annotated[str | None, typer.Option(help="cifar10 only: resnet20 (default), resnet18, ...")] = None,
     seeds: Annotated[int | None, typer.Option(help="cifar10 only: how many, from --seed on. One by default.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="cifar10 only: processes.")] = None,
+    jobs: Jobs = None,
     shift: Annotated[
         str | None, typer.Option(help="rotation or translation, as the command mnist-shift; labels, as label-shift.")
     ] = None,
@@ -89,6 +89,7 @@ def shift(
         network=network,
         seeds=seeds,
         jobs=jobs,
+        progress=_watched(),
         **common,
     )
 

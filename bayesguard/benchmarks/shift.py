@@ -10,23 +10,28 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import bayesguard as bg
 from bayesguard.benchmarks import recipes
+from bayesguard.benchmarks.cells import Cell, check_methods, measure_all
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.networks import ResNet20, SmallCNN
-from bayesguard.errors import BadInput
+from bayesguard.checkpoint import load_tree, save_tree
+from bayesguard.errors import BadFile, BadInput
+from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins
+from bayesguard.metrics.functional.selective import RiskCoverage
 from bayesguard.predictor import Predictor
-from bayesguard.results import Evaluation
+from bayesguard.results import Answers, Evaluation, Result, to_json
 from bayesguard.sampling import seeded_default_generators
 
 METRICS = ("accuracy", "nll", "brier", "ece")
+_KIND = "evaluations"
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ def run(
     epochs: int | None = None,
     limit: int | None = None,
     data_dir: str | Path | None = None,
+    jobs: int | None = None,
+    progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> dict[str, Evaluation]:
     """Train, calibrate and evaluate each method, and write the table, the figures and the page under `out`.
@@ -102,50 +109,113 @@ def run(
     Args:
         data: Name of an image set; see `bayesguard.benchmarks.datasets.load`.
         methods: Which methods, in order.
-        device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        out: Folder for the results; made where it does not exist.
+        device: As in `cells.measure_all`.
+        out: Folder for the results; made where it does not exist. Methods that were measured are kept in `cells` below it.
         seed: Of the split, the networks, the draws, the shifts and the bootstrap.
         epochs: Training epochs; None for the data set's own.
         limit: Rows of the training and test parts at most, for a quick look.
         data_dir: Folder of the data; see `bayesguard.benchmarks.files.read`.
-        say: Where the progress and the table go.
+        jobs: As in `cells.measure_all`.
+        progress: Show a progress bar on stderr.
+        say: Where the table goes, and how long each method took.
 
     Returns:
         The evaluations by label, in the table's order: each method as trained, then with temperature scaling.
 
     Raises:
         BadInput: An unknown data set, method or device.
+        BadFile: What was kept of a method cannot be read.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods:
-        raise BadInput(f"method must be among {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    chosen = choose_device(device)
-    images, settings = load(data, seed=seed, limit=limit, data_dir=data_dir), SETTINGS[data]
+    if data not in SETTINGS:
+        raise BadInput(f"data must be one of {', '.join(SETTINGS)}, got {data!r}")
+    check_methods(methods, METHODS)
+    folder = Path(out) / "cells" / f"shift-{data}"
+    records = measure_all(
+        partial(measure, folder=folder, epochs=epochs, limit=limit, data_dir=data_dir),
+        [Cell(data, method, seed) for method in methods],
+        settings={"epochs": epochs, "limit": limit},
+        folder=folder,
+        device=device,
+        jobs=jobs,
+        progress=progress,
+    )
     evaluations: dict[str, Evaluation] = {}
-    began = time.perf_counter()
-    for name in methods:
-        label, build = METHODS[name]
-        start = time.perf_counter()
-        predictor = build(factory(settings, images), seed, partial(train, images, settings, epochs, chosen))
-        trained = time.perf_counter()
-        evaluate = partial(bg.evaluate, data=images.test, metrics=list(METRICS), shifts=settings.suite, seed=seed)
-        evaluations[label] = evaluate(predictor)
-        predictor.calibrate(images.calibration)
-        temperature = float(predictor.calibrators[0].temperature)  # type: ignore[arg-type]
-        evaluations[f"{label} + T={temperature:.2f}"] = evaluate(predictor)
-        took = time.perf_counter() - trained
-        say(f"{label}: trained in {trained - start:.1f} s, evaluated in {took:.1f} s, {predictor.strategy}")
-    seconds = round(time.perf_counter() - began, 1)
+    for record in records:
+        evaluations |= _load(_kept(folder, record["data"], record["method"], seed))
+        say("{label}: trained in {trained} s, evaluated in {evaluated} s, {strategy}".format(**record["values"]))
     meta: dict[str, object] = {
-        "data": images.name,
+        "data": data,
         "methods": list(methods),
         "seed": seed,
         "epochs": epochs,
         "limit": limit,
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "peak_memory_mib": max(record["peak_memory_mib"] for record in records),
+        **{name: records[-1][name] for name in ("device", "date", "versions")},
     }
-    meta |= {"device": str(chosen), "seconds": seconds}
     _write(evaluations, meta, Path(out), say)
     return evaluations
+
+
+def measure(
+    cell: Cell,
+    device: torch.device,
+    *,
+    folder: Path,
+    epochs: int | None,
+    limit: int | None,
+    data_dir: str | Path | None,
+) -> dict[str, Any]:
+    """Train one method, evaluate it before and after temperature scaling, and keep both evaluations in a file of `folder`."""
+    images, settings = load(cell.data, seed=cell.seed, limit=limit, data_dir=data_dir), SETTINGS[cell.data]
+    label, build = METHODS[cell.method]
+    start = time.perf_counter()
+    predictor = build(factory(settings, images), cell.seed, partial(train, images, settings, epochs, device))
+    trained = time.perf_counter()
+    evaluate = partial(bg.evaluate, data=images.test, metrics=list(METRICS), shifts=settings.suite, seed=cell.seed)
+    evaluations = {label: evaluate(predictor)}
+    predictor.calibrate(images.calibration)
+    temperature = float(predictor.calibrators[0].temperature)  # type: ignore[arg-type]
+    evaluations[f"{label} + T={temperature:.2f}"] = evaluate(predictor)
+    trees = {label: _tree(evaluation) for label, evaluation in evaluations.items()}
+    save_tree(_kept(folder, *cell), trees, kind=_KIND)
+    return {
+        "label": label,
+        "trained": round(trained - start, 1),
+        "evaluated": round(time.perf_counter() - trained, 1),
+        "strategy": predictor.strategy,
+    }
+
+
+def _kept(folder: Path, data: str, method: str, seed: int) -> Path:
+    return folder / f"{data}-{method}-{seed}.evaluations"
+
+
+def _load(path: Path) -> dict[str, Evaluation]:
+    try:
+        found = load_tree(path, kind=_KIND)
+    except (BadFile, FileNotFoundError) as error:
+        beside = path.with_suffix(".json").name
+        raise BadFile(f"{error}; delete {beside} beside it, and its method is measured again") from None
+    return {label: _of_tree(tree) for label, tree in found.items()}
+
+
+def _tree(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as what a file can hold. Those of this benchmark have no groups."""
+    bins = {severity: vars(found) for severity, found in evaluation.reliability.items()}
+    return {**vars(evaluation), "reliability": bins, "by_class": vars(evaluation.by_class)}
+
+
+def _of_tree(tree: dict[str, Any]) -> Evaluation:
+    return Evaluation(
+        results=tuple(Result(*row) for row in tree["results"]),
+        meta=tree["meta"],
+        reliability={severity: ReliabilityBins(**bins) for severity, bins in tree["reliability"].items()},
+        risk=RiskCoverage(*tree["risk"]),
+        doubt=tree["doubt"],
+        answers=Answers(*tree["answers"]),
+        by_class=BinnedSums(**tree["by_class"]),
+    )
 
 
 def factory(settings: Settings, images: ImageSet) -> Callable[[int], nn.Module]:
@@ -194,17 +264,11 @@ def _write(evaluations: dict[str, Evaluation], meta: dict[str, object], out: Pat
     name = f"shift-{meta['data']}"
     table = combined_table(evaluations)
     say(f"\n{table}\n")
-    meta = {
-        **meta,
-        "date": datetime.now(UTC).date().isoformat(),
-        "torch": torch.__version__,
-        "version": bg.__version__,
-    }
     results = {
         label: {**json.loads(evaluation.to_json()), "reliability": _reliability(evaluation)}
         for label, evaluation in evaluations.items()
     }
-    (out / f"{name}.json").write_text(json.dumps({"meta": meta, "results": results}, indent=1) + "\n")
+    to_json({"meta": meta, "results": results}, out / f"{name}.json")
     plots.metric_against_severity(evaluations, "ece").savefig(out / f"{name}-ece.png", dpi=150)
     plots.metric_against_severity(evaluations, "nll").savefig(out / f"{name}-nll.png", dpi=150)
     plots.reliability_diagram(evaluations).savefig(out / f"{name}-reliability.png", dpi=150)

@@ -159,7 +159,6 @@ def _shift(content: Content) -> str:
         "shift",
         data=meta["data"],
         methods=None if some in ([], list(shift.METHODS)) else some,
-        device=meta["device"],
         seed=meta["seed"],
         epochs=meta.get("epochs"),
         limit=meta.get("limit"),
