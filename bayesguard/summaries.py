@@ -62,16 +62,27 @@ def error_auroc(answers: Answers, num_examples: int, confidence_level: float) ->
     wrong = answers.right == 0
     if bool(wrong.all()) or not bool(wrong.any()):
         return Estimate(math.nan, math.nan, math.nan)
-    area = area_under_roc(-answers.confidence.double(), wrong).item()
-    # What each answer adds to the area: how many of the other kind it is on the right side of.
-    influence = torch.empty_like(answers.right, dtype=torch.float64)
-    for kind, sign in ((wrong, 1), (~wrong, -1)):
-        own, others = (sign * answers.confidence[side].double() for side in (kind, ~kind))
-        influence[kind] = (_share_above(own, others) - area) / int(kind.sum())
+    area, influence = area_and_influence(-answers.confidence, wrong)
     per_example = influence.reshape(num_examples, -1).sum(-1)
     error = (per_example.square().sum() * num_examples / max(1, num_examples - 1)).sqrt().item()
     value, lower, upper = _normal(area, error, confidence_level)
     return Estimate(value, max(0.0, lower), min(1.0, upper))
+
+
+def area_and_influence(scores: Tensor, positive: Tensor) -> tuple[float, Tensor]:
+    """Return the area under the ROC curve, and what each row adds to its error, `[N]`: the sum of squares is the variance.
+
+    Args:
+        scores: `[N]`, larger where a row looks more like a positive one.
+        positive: `[N]`, bool; both kinds must be there.
+    """
+    area = area_under_roc(scores.double(), positive).item()
+    # What each row adds to the area: how many of the other kind it is on the right side of.
+    influence = torch.empty(len(scores), dtype=torch.float64)
+    for kind, sign in ((positive, -1), (~positive, 1)):
+        own, others = (sign * scores[side].double() for side in (kind, ~kind))
+        influence[kind] = (_share_above(own, others) - area) / int(kind.sum())
+    return area, influence
 
 
 def class_gaps(evaluation: Evaluation) -> list[Estimate]:

@@ -3,6 +3,7 @@
 The published columns are table 3 of Daxberger et al. (2021, Laplace redux): AUROC of the largest probability, and its mean.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,34 +82,56 @@ def described(records: Sequence[Record]) -> str:
 
 def of_sets(records: Sequence[Record], name: str, pick: Callable[[dict[str, Any]], float | None]) -> dict[str, Spread]:
     """Return a number about one foreign set for each row of the tables, with its spread over seeds."""
+    return {row: spread(numbers) for row, numbers in _values(records, name, pick).items()}
+
+
+def _values(
+    records: Sequence[Record], name: str, pick: Callable[[dict[str, Any]], float | None]
+) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
     for record in records:
         for row, found in record["values"]["rows"].items():
             if found["ood"] and (value := pick(found["ood"][name])) is not None:
                 values.setdefault(row, []).append(value)
-    return {row: spread(numbers) for row, numbers in values.items()}
+    return values
+
+
+def areas(records: Sequence[Record], name: str, score: str) -> dict[str, str]:
+    """Return each row's area under the ROC curve in words, with a 95 % interval: over seeds, or over images of one network."""
+    errors = _values(records, name, _score(score, "auroc_error"))
+    found = {}
+    for row, numbers in _values(records, name, _score(score, "auroc")).items():
+        area, (error, *_) = spread(numbers), errors.get(row, [math.nan])
+        if area.num_values == 1 and not math.isnan(error):
+            area = area._replace(lower=area.mean - 1.96 * error, upper=min(1.0, area.mean + 1.96 * error), num_values=0)
+        found[row] = shown(area, 4)
+    return found
 
 
 def table(records: Sequence[Record], train: str, name: str) -> str:
     """Return the table of one foreign set as Markdown; a dash where a row has no such score or no published number."""
-    columns = {
-        "AUROC, largest probability": _score("max_probability", "auroc"),
-        "AUROC, entropy": _score("entropy", "auroc"),
-        "AUROC, mutual information": _score("mutual_information", "auroc"),
+    by_score = {
+        "largest probability": "max_probability",
+        "entropy": "entropy",
+        "mutual information": "mutual_information",
+    }
+    others = {
         "AUPR-Out": _score("max_probability", "aupr_out"),
         "FPR95": _score("max_probability", "fpr95"),
         "confidence": lambda found: float(found["confidence"]),
     }
-    found = {label: of_sets(records, name, pick) for label, pick in columns.items()}
+    columns = {f"AUROC, {label}": areas(records, name, score) for label, score in by_score.items()}
+    spreads = {label: of_sets(records, name, pick) for label, pick in others.items()}
+    columns |= {label: {row: shown(value, 4) for row, value in found.items()} for label, found in spreads.items()}
     published = {
         "published AUROC": LAPLACE_REDUX_MNIST_AUROC.get(name, {}) if train == "mnist" else {},
         "published confidence": LAPLACE_REDUX_MNIST_CONFIDENCE.get(name, {}) if train == "mnist" else {},
     }
     heads = [*columns, *published, "seeds"]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    first = next(iter(found.values()))
+    first = spreads["confidence"]
     for row in first:
-        cells = [shown(values[row], 4) if row in values else "-" for values in found.values()]
+        cells = [values.get(row, "-") for values in columns.values()]
         papers = [values.get(_PUBLISHED_NAMES.get(row, "")) for values in published.values()]
         cells += ["-" if paper is None else f"{paper:.3f}" for paper in papers]
         lines.append(f"| {row} | {' | '.join(cells)} | {first[row].num_values} |")
@@ -117,13 +140,13 @@ def table(records: Sequence[Record], train: str, name: str) -> str:
 
 def target(records: Sequence[Record]) -> str:
     """Say whether the ensemble reached the best published area by the published score, the largest probability."""
-    areas = of_sets(records, "fashion_mnist", _score("max_probability", "auroc"))
+    found = of_sets(records, "fashion_mnist", _score("max_probability", "auroc"))
     wanted = f"target, AUROC of {TARGET} against fashion_mnist by the largest probability"
-    if "ensemble" not in areas:
+    if "ensemble" not in found:
         return f"{wanted}: not measured, for the ensemble is not among the methods"
-    verdict = "reached" if areas["ensemble"].mean >= TARGET else "not reached"
-    return f"{wanted}: {verdict}; the ensemble has {shown(areas['ensemble'], 4)}"
+    verdict = "reached" if found["ensemble"].mean >= TARGET else "not reached"
+    return f"{wanted}: {verdict}; the ensemble has {areas(records, 'fashion_mnist', 'max_probability')['ensemble']}"
 
 
 def _score(score: str, number: str) -> Callable[[dict[str, Any]], float | None]:
-    return lambda found: found[score][number] if score in found else None
+    return lambda found: found[score].get(number) if score in found else None

@@ -42,6 +42,18 @@ def test_areas_by_hand() -> None:
     assert found["fpr95"] == 1.0
 
 
+def test_the_error_of_an_area_is_that_over_rows_of_both_sets() -> None:
+    """Against the spread of the area over many samples from two normal distributions."""
+    generator = torch.Generator().manual_seed(0)
+    inner, outer = (torch.randn(600, size, generator=generator, dtype=torch.float64) for size in (80, 50))
+    found = [detection({"s": inside}, {"s": outside + 1})["s"] for inside, outside in zip(inner, outer, strict=True)]
+    areas, errors = (torch.tensor([one[name] for one in found]) for name in ("auroc", "auroc_error"))
+    # A standard deviation of 600 values has a relative error of 1 / sqrt(1200) = 0.029.
+    assert float(errors.mean()) == pytest.approx(float(areas.std()), rel=0.1)
+    # The twin: as if only one of the two sets were drawn.
+    assert float(errors.mean()) != pytest.approx(float(areas.std()) / 2**0.5, rel=0.1)
+
+
 def test_different_scores() -> None:
     with pytest.raises(BadInput, match="must be the same"):
         detection({"a": torch.zeros(1)}, {"b": torch.zeros(1)})

@@ -15,7 +15,7 @@ from bayesguard.benchmarks.datasets import ImageSet
 from bayesguard.benchmarks.image_cells import DEGREES, PIXELS, POINTWISE, SET, records_of, rolled, rotated
 from bayesguard.benchmarks.image_recipes import METHODS, NETWORKS, RECIPES
 from bayesguard.benchmarks.mnist_shift import claims, curves_of, draw, over_shifts, run, shown, table
-from bayesguard.benchmarks.ood import of_sets, target
+from bayesguard.benchmarks.ood import areas, of_sets, target
 from bayesguard.benchmarks.ood import run as run_ood
 from bayesguard.benchmarks.ood import table as ood_table
 from bayesguard.cli import main
@@ -241,3 +241,13 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         main(["benchmark", "shift", "--data", "mnist", "--shift", "shear"])
     assert done.value.code == 2
     assert "shift must be one of rotation, translation" in capsys.readouterr().err
+
+
+def test_areas_of_one_seed_have_the_interval_over_images() -> None:
+    def record(area: float, **more: float) -> dict[str, Any]:
+        return {"values": {"rows": {"vanilla": {"ood": {"notmnist": {"entropy": {"auroc": area, **more}}}}}}}
+
+    assert areas([record(0.9)], "notmnist", "entropy") == {"vanilla": "0.9000"}
+    assert areas([record(0.99, auroc_error=0.01)], "notmnist", "entropy") == {"vanilla": "0.9900 [0.9704, 1.0000]"}
+    two = [record(0.8, auroc_error=0.01), record(0.9, auroc_error=0.01)]
+    assert areas(two, "notmnist", "entropy")["vanilla"].startswith("0.8500 [0.21")
