@@ -35,6 +35,16 @@ def as_given(value: object, name: str) -> Tensor:
     return as_tensor(value, name)
 
 
+def unfilled(like: Tensor) -> Tensor:
+    """Return a contiguous tensor of the shape, dtype and device of `like`, whose values are whatever lay there.
+
+    On a CPU it is NumPy's memory, which asks the system for huge pages: fetching small ones takes longer than filling them.
+    """
+    if like.device.type != "cpu":
+        return torch.empty_like(like, memory_format=torch.contiguous_format)
+    return torch.from_numpy(np.empty(like.shape, np.float32 if like.dtype == torch.float32 else np.float64))
+
+
 def slices(total: int, cost: int) -> Iterator[slice]:
     """Cut `total` rows of `cost` elements each into slices of at most BUDGET elements (one row at least)."""
     step = max(1, BUDGET // max(cost, 1))
