@@ -15,8 +15,7 @@ from bayesguard.predictive.base import normalised_weights, with_draws
 from bayesguard.predictive.numerics import BUDGET, CACHED, as_floating, as_given, slices, unfilled, wide
 from bayesguard.predictive.pooled import PooledPredictive
 
-
-_SURELY = 5e-4  # how far from one a sum in float32 may be if that in float64 is to be within 1e-3
+_SURELY = 5e-4  # from one: a sum in float32 that is no further is within 1e-3 in float64
 
 
 class CategoricalPredictive(PooledPredictive):
@@ -167,7 +166,7 @@ def _log_softmax(values: Tensor) -> Tensor:
 
 def _are_distributions(probs: Tensor) -> bool:
     values = probs.detach()
-    # float32 sums are wrong by less than 1e-4, so that they can say yes for float64, but not no.
+    # Sums in float32 can say yes for those in float64, but not no.
     if values.numel():
         low, high = values.aminmax()
         if bool((low >= 0) & (high <= 1) & ((values.sum(-1) - 1).abs() <= _SURELY).all()):
