@@ -86,7 +86,7 @@ def label_scores(
 def _own_masses(probs: Tensor, own: Tensor, score: ClassScore, is_shared: bool) -> _Masses:
     """What a score needs to know of one class `[N, 1]`; what it does not need is zero.
 
-    Comparisons are written as floats: a product with bools, and their sum, take three times as long.
+    Comparisons are written as floats: products with bools, and their sums, would have to convert them first.
     """
     unused = wide(torch.zeros_like(own))
     if score == "saps":
