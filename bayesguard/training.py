@@ -22,6 +22,7 @@ from bayesguard.data import Batch, Data, batches, count_rows, is_one_shot, to_de
 from bayesguard.errors import BadFile, BadInput
 from bayesguard.history import Epoch as Epoch
 from bayesguard.history import History as History
+from bayesguard.predictive.numerics import keep_freed_memory
 from bayesguard.sampling import seeded_default_generators, stream
 from bayesguard.sampling.memory_order import channels_last
 from bayesguard.training_setup import (
@@ -36,7 +37,6 @@ from bayesguard.training_setup import (
     finite_numbers,
     generators_of,
     has_convolutions,
-    keep_freed_memory,
     make_optimizer,
     modes_kept,
     no_gradients_left,

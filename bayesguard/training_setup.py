@@ -22,9 +22,6 @@ OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 _FEW_ROWS = 8
 _FUSED_DTYPES = (torch.float32, torch.float64)
 
-# Just below the 32 MiB up to which glibc lets its thresholds follow what is freed.
-_LARGEST_KEPT = (1 << 25) - (1 << 14)
-
 _WAYS_OUT = (
     "Usual ways out: a lower learning rate, gradient_clip=1.0, standardised inputs and regression targets, "
     'precision="bfloat16" in place of "float16"'
@@ -81,15 +78,6 @@ def can_be_fused(parameters: list[nn.Parameter]) -> bool:
     parameters are, but what a checkpoint gives back is contiguous.
     """
     return all(p.device.type == "cpu" and p.dtype in _FUSED_DTYPES and p.is_contiguous() for p in parameters)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep up to 64 MiB that one step frees for the next, as in any process that freed 32 MiB before.
-
-    glibc gives large blocks back to the system until it has seen one of their size freed. Fetching them anew, zeroed
-    page by page, was a third of the time of a step of ten LeNets. The block made here is not touched: it costs nothing.
-    """
-    torch.empty(_LARGEST_KEPT, dtype=torch.uint8, device="cpu")
 
 
 def has_convolutions(module: nn.Module) -> bool:

@@ -383,7 +383,7 @@ def test_one_kernel_updates_only_what_lies_in_one_order() -> None:
 
 _KEPT = """
 import ctypes, torch
-from bayesguard.training_setup import keep_freed_memory
+from bayesguard.predictive.numerics import keep_freed_memory
 
 class Information(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in

@@ -5,8 +5,10 @@ Equally probable classes have equal scores, so that the order of the classes cha
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from bayesguard.errors import BadInput
 from bayesguard.predictive.numerics import BUDGET, CACHED, in_slices, wide
 
 ClassScore = Literal["lac", "aps", "raps", "saps"]
+_Whole = TypeVar("_Whole", Tensor, npt.NDArray[np.int64])
 
 # Odd constants of splitmix64 (Steele, Lea, Flood, 2014, OOPSLA), as signed integers.
 _FIRST, _SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
@@ -66,18 +69,41 @@ def label_scores(
         seed: See there.
     """
 
+    probs = probs.detach()
+
     def of(rows: slice) -> Tensor:
         part = probs[rows]
         own = part.gather(-1, labels[rows].unsqueeze(-1))
         if score == "lac":
             return 1 - wide(own[:, 0])
-        above, tied = part > own, (part == own).sum(-1, keepdim=True)
-        mass = wide(part * above).sum(-1, keepdim=True) if score != "saps" else wide(torch.zeros_like(own))
-        masses = _Masses(mass, wide(own) * tied, wide(above.sum(-1, keepdim=True) + tied))
-        top = wide(part.amax(-1, keepdim=True))
+        masses = _own_masses(part, own, score, seed is not None)
+        top = wide(part.amax(-1, keepdim=True)) if score == "saps" else masses.rank
         return _scores(masses, top, _share(part, seed), score, penalty, free_ranks)[:, 0]
 
     return in_slices(of, len(probs), probs.shape[1] * BUDGET // CACHED)
+
+
+def _own_masses(probs: Tensor, own: Tensor, score: ClassScore, is_shared: bool) -> _Masses:
+    """What a score needs to know of one class `[N, 1]`; what it does not need is zero.
+
+    Comparisons are written as floats: products with bools, and their sums, would have to convert them first.
+    """
+    unused = wide(torch.zeros_like(own))
+    if score == "saps":
+        return _Masses(unused, unused, _sum(torch.ge(probs, own, out=torch.empty_like(probs))))
+    if not is_shared:  # what is equally probable counts in full, like what is more probable
+        held = torch.ge(probs, own, out=torch.empty_like(probs))
+        rank = _sum(held) if score == "raps" else unused
+        return _Masses(_sum(held.mul_(probs)), unused, rank)
+    equal = torch.eq(probs, own, out=torch.empty_like(probs))
+    tied = _sum(equal)
+    held = torch.gt(probs, own, out=equal)
+    rank = _sum(held) + tied if score == "raps" else unused
+    return _Masses(_sum(held.mul_(probs)), wide(own) * tied, rank)
+
+
+def _sum(values: Tensor) -> Tensor:
+    return wide(values).sum(-1, keepdim=True)
 
 
 class _Masses(NamedTuple):
@@ -123,13 +149,29 @@ def row_uniforms(probs: Tensor, seed: int) -> Tensor:
     The same example has the same number in every batch. Any function of a row alone keeps examples exchangeable, so that
     coverage does not rest on the quality of the hash.
     """
-    bits = probs.float().contiguous().view(torch.int32).long()
-    mixed = _mix(_mix(bits + seed).sum(-1))
-    return ((mixed >> 11) & ((1 << 53) - 1)).double().add_(0.5) / float(1 << 53)
+    bits = probs.detach().float().contiguous().view(torch.int32)
+    # NumPy can shift unsigned numbers, and needs a third of the time.
+    mixed = _hash(bits.numpy().astype(np.int64), seed) if bits.device.type == "cpu" else _hash(bits.long(), seed)
+    whole = torch.as_tensor(mixed)
+    return ((whole >> 11) & ((1 << 53) - 1)).double().add_(0.5) / float(1 << 53)
 
 
-def _mix(value: Tensor) -> Tensor:
-    # Logical shifts: the sign is masked away. In place: `value` is nobody else's.
+def _hash(values: _Whole, seed: int) -> _Whole:
+    """One int64 for each row `[N, K]`, whatever the order in it; `values` are overwritten."""
+    values += seed
+    return _mix(_mix(values).sum(-1))
+
+
+def _mix(value: _Whole) -> _Whole:
     for shift, odd in ((30, _FIRST), (27, _SECOND)):
-        value.bitwise_xor_((value >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(odd)
-    return value.bitwise_xor_((value >> 31).bitwise_and_((1 << 33) - 1))
+        value ^= _shifted(value, shift)
+        value *= odd
+    value ^= _shifted(value, 31)
+    return value
+
+
+def _shifted(value: _Whole, shift: int) -> _Whole:
+    """Shift to the right as if the numbers had no sign, which torch cannot: there it is masked away."""
+    if isinstance(value, Tensor):
+        return (value >> shift).bitwise_and_((1 << (64 - shift)) - 1)
+    return (value.view(np.uint64) >> np.uint64(shift)).view(np.int64)
