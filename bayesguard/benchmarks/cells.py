@@ -37,6 +37,7 @@ class CellsFailed(BayesguardError):
 
 
 Measure = Callable[[Cell, torch.device], dict[str, Any]]
+Settings = Mapping[str, Any] | Callable[[Cell], Mapping[str, Any]]
 MeasureTogether = Callable[[Sequence[Cell], torch.device], Sequence[dict[str, Any]]]
 Record = dict[str, Any]
 
@@ -45,7 +46,7 @@ def measure_all(
     measure: Measure,
     cells: Sequence[Cell],
     *,
-    settings: Mapping[str, Any],
+    settings: Settings,
     folder: str | Path,
     device: str = "auto",
     jobs: int | None = None,
@@ -56,7 +57,8 @@ def measure_all(
     Args:
         measure: `(cell, device) -> values`, what JSON can hold; called in other processes where `jobs` is not 1.
         cells: What to measure.
-        settings: What else decides the values, as JSON; a file made with other settings is refused, never overwritten.
+        settings: What else decides the values, as JSON, of all cells or `cell -> settings`; a file made with other settings is
+            refused, never overwritten.
         folder: Holds a file for each cell; made where it does not exist.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:0"; with "cuda" the cells go round all GPUs.
         jobs: Processes; None for one, or as many as the surrounding `joblib.parallel_config` says.
@@ -75,7 +77,7 @@ def measure_together(
     measure: MeasureTogether,
     cells: Sequence[Cell],
     *,
-    settings: Mapping[str, Any],
+    settings: Settings,
     folder: str | Path,
     device: str = "auto",
     progress: bool = False,
@@ -99,7 +101,7 @@ def _measured(
     cells: Sequence[Cell],
     at_once: int,
     *,
-    settings: Mapping[str, Any],
+    settings: Settings,
     folder: str | Path,
     device: str,
     jobs: int | None,
@@ -110,14 +112,18 @@ def _measured(
 
     folder = Path(folder)
     devices = _devices(device)
-    asked: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-    todo = [cell for cell in cells if _kept(folder, cell, asked) is None]
+    asked: dict[Cell, dict[str, Any]] = {
+        cell: json.loads(json.dumps(dict(settings(cell) if callable(settings) else settings))) for cell in cells
+    }
+    todo = [cell for cell in cells if _kept(folder, cell, asked[cell]) is None]
     groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     # One thread a process: cells are many, and processes that share cores by threads slow one another down.
     threads = None if parallel.n_jobs == 1 else 1
     calls = [
-        joblib.delayed(_guarded)(measure, group, str(devices[place % len(devices)]), asked, threads)
+        joblib.delayed(_guarded)(
+            measure, group, str(devices[place % len(devices)]), [asked[cell] for cell in group], threads
+        )
         for place, group in enumerate(groups)
     ]
     failures = []
@@ -131,7 +137,7 @@ def _measured(
             bar.update(len(group))
     if failures:
         raise CellsFailed(f"{len(failures)} of {len(todo)} cells failed: " + "; ".join(failures))
-    return [record for cell in cells if (record := _kept(folder, cell, asked)) is not None]
+    return [record for cell in cells if (record := _kept(folder, cell, asked[cell])) is not None]
 
 
 def collect(records: Sequence[Record], path: str | Path, **meta: Any) -> None:
@@ -190,7 +196,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def _guarded(
-    measure: MeasureTogether, cells: Sequence[Cell], device: str, settings: dict[str, Any], threads: int | None
+    measure: MeasureTogether,
+    cells: Sequence[Cell],
+    device: str,
+    settings: Sequence[dict[str, Any]],
+    threads: int | None,
 ) -> tuple[Sequence[Cell], list[Record], str | None]:
     """Measure some cells in one call; an error is a result, so that it does not end the others."""
     where, before = torch.device(device), torch.get_num_threads()
@@ -212,8 +222,8 @@ def _guarded(
         "versions": {"bayesguard": bg.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     records = [
-        {**cell._asdict(), "settings": settings, "values": own, **common}
-        for cell, own in zip(cells, values, strict=True)
+        {**cell._asdict(), "settings": asked, "values": own, **common}
+        for cell, asked, own in zip(cells, settings, values, strict=True)
     ]
     return cells, records, None
 

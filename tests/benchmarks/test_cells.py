@@ -49,6 +49,14 @@ def test_other_settings_are_refused_and_nothing_is_overwritten(tmp_path: Path) -
     assert (tmp_path / "toy-a-0.json").read_text() == before
 
 
+def test_each_cell_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    """So that cells of several methods are measured in one call, and by as many processes as there are cells."""
+    records = measure_all(number, CELLS, settings=lambda cell: {"of": cell.method}, folder=tmp_path, device="cpu")
+    assert [record["settings"] for record in records] == [{"of": cell.method} for cell in CELLS]
+    with pytest.raises(BadInput, match=r"toy-b-0.json was measured with other settings \(of\)"):
+        measure_all(number, CELLS, settings={"of": "a"}, folder=tmp_path, device="cpu")
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "toy-a-0.json").write_text("{")
     with pytest.raises(BadFile, match="toy-a-0"):
