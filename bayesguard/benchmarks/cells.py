@@ -10,7 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,6 +205,7 @@ def _guarded(
     """Measure some cells in one call; an error is a result, so that it does not end the others."""
     where, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads or before)
+    _warm_up()
     start = time.perf_counter()
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
@@ -226,6 +227,14 @@ def _guarded(
         for cell, asked, own in zip(cells, settings, values, strict=True)
     ]
     return cells, records, None
+
+
+@cache
+def _warm_up() -> None:
+    """Take a process's first step of an optimiser, before which torch loads its compiler: no cell's time is to have those seconds."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.sum().backward()
+    torch.optim.Adam([parameter]).step()
 
 
 def _peak(device: torch.device) -> float:

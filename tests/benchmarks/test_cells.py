@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,22 @@ def test_processes_give_the_same_records(tmp_path: Path) -> None:
     shared = measure_all(number, CELLS, settings={}, folder=tmp_path / "two", device="cpu", jobs=2)
     assert [record["values"] for record in alone] == [record["values"] for record in shared]
     assert shared[0]["device"] == "CPU, 1 threads"
+
+
+def test_what_torch_loads_at_its_first_step_is_in_no_cells_time() -> None:
+    """Seconds on some machines, which the first method of a table alone would have had. In a process of its own."""
+    program = """
+import sys, tempfile
+from bayesguard.benchmarks.cells import Cell, measure_all
+
+def measure(cell, device):
+    return {"loaded": "torch._dynamo" in sys.modules}
+
+assert "torch._dynamo" not in sys.modules
+print(measure_all(measure, [Cell("toy", "a", 0)], settings={}, folder=tempfile.mkdtemp(), device="cpu")[0]["values"])
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "{'loaded': True}"
 
 
 def test_the_surrounding_backend_is_used(tmp_path: Path) -> None:
