@@ -65,7 +65,7 @@ def measure_all(
         progress: Show a progress bar on stderr.
 
     Raises:
-        BadInput: A file that was made with other settings, or an unknown device.
+        BadInput: A file that was made with other settings, an unknown device, or no process.
         BadFile: A file that cannot be read.
         CellsFailed: After all others were measured.
     """
@@ -110,6 +110,8 @@ def _measured(
     import joblib
     from tqdm import tqdm
 
+    if jobs == 0:
+        raise BadInput("jobs must be 1 or more processes, or -1 for as many as there are cores; got 0")
     folder = Path(folder)
     devices = _devices(device)
     asked: dict[Cell, dict[str, Any]] = {
@@ -126,17 +128,19 @@ def _measured(
         )
         for place, group in enumerate(groups)
     ]
-    failures = []
+    failures: dict[str, list[Cell]] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
         for group, records, error in parallel(calls):
             if error is not None:
-                failures += [f"{cell}: {error}" for cell in group]
+                failures.setdefault(error, []).extend(group)
             for cell, record in zip(group, records, strict=False):
                 to_json(record, _path(folder, cell))
             bar.update(len(group))
     if failures:
-        raise CellsFailed(f"{len(failures)} of {len(todo)} cells failed: " + "; ".join(failures))
+        # What all of them lack, such as a file of data, is said once.
+        told = "; ".join(f"{' and '.join(map(str, failed))}: {error}" for error, failed in failures.items())
+        raise CellsFailed(f"{sum(map(len, failures.values()))} of {len(todo)} cells failed: {told}")
     return [record for cell in cells if (record := _kept(folder, cell, asked[cell])) is not None]
 
 

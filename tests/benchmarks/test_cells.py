@@ -65,6 +65,11 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         measure_all(number, CELLS[:1], settings={}, folder=tmp_path, device="cpu")
 
 
+def test_no_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"jobs must be 1 or more processes, .*got 0"):
+        measure_all(number, CELLS, settings={}, folder=tmp_path, device="cpu", jobs=0)
+
+
 def test_a_failure_costs_its_own_cell_only(tmp_path: Path) -> None:
     def measure(cell: Cell, device: torch.device) -> dict[str, Any]:
         if cell == CELLS[1]:
@@ -153,5 +158,6 @@ def test_cells_that_fail_together_are_all_named(tmp_path: Path) -> None:
     def measure(cells: Sequence[Cell], device: torch.device) -> list[dict[str, Any]]:
         raise BadInput("no such thing")
 
-    with pytest.raises(CellsFailed, match=r"4 of 4 cells failed: toy, a, 0: BadInput: no such thing; .*toy, b, 1"):
+    said = r"4 of 4 cells failed: toy, a, 0 and toy, a, 1 and toy, b, 0 and toy, b, 1: BadInput: no such thing$"
+    with pytest.raises(CellsFailed, match=said):
         measure_together(measure, CELLS, settings={}, folder=tmp_path, device="cpu")
