@@ -170,6 +170,7 @@ def run(
     budget: str = "full",
     epochs: int | None = None,
     limit: int | None = None,
+    progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Record]:
     """Train and attack every method with every seed, print the table, and write `adversarial-<data>.json` under `out`.
@@ -186,6 +187,7 @@ def run(
         budget: "full", or "small" for a quick look: two epochs, 200 rows, one seed.
         epochs: Training epochs; None for the data set's own.
         limit: Rows of the training and test parts at most.
+        progress: Show a progress bar.
         say: Where the table goes.
 
     Raises:
@@ -205,7 +207,13 @@ def run(
     settings = {**options, "steps": STEPS, "draws_attacked": _DRAWS}
     folder = Path(out) / f"adversarial-{data}-cells"
     records = measure_all(
-        partial(measure, **options), cells, settings=settings, folder=folder, device=device, jobs=jobs
+        partial(measure, **options),
+        cells,
+        settings=settings,
+        folder=folder,
+        device=device,
+        jobs=jobs,
+        progress=progress,
     )
     say(f"\n{table(records)}\n")
     path = Path(out) / f"adversarial-{data}.json"

@@ -10,7 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class CellsFailed(BayesguardError):
 
 
 Measure = Callable[[Cell, torch.device], dict[str, Any]]
+Settings = Mapping[str, Any] | Callable[[Cell], Mapping[str, Any]]
 MeasureTogether = Callable[[Sequence[Cell], torch.device], Sequence[dict[str, Any]]]
 Record = dict[str, Any]
 
@@ -45,7 +46,7 @@ def measure_all(
     measure: Measure,
     cells: Sequence[Cell],
     *,
-    settings: Mapping[str, Any],
+    settings: Settings,
     folder: str | Path,
     device: str = "auto",
     jobs: int | None = None,
@@ -56,14 +57,15 @@ def measure_all(
     Args:
         measure: `(cell, device) -> values`, what JSON can hold; called in other processes where `jobs` is not 1.
         cells: What to measure.
-        settings: What else decides the values, as JSON; a file made with other settings is refused, never overwritten.
+        settings: What else decides the values, as JSON, of all cells or `cell -> settings`; a file made with other settings is
+            refused, never overwritten.
         folder: Holds a file for each cell; made where it does not exist.
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:0"; with "cuda" the cells go round all GPUs.
         jobs: Processes; None for one, or as many as the surrounding `joblib.parallel_config` says.
         progress: Show a progress bar on stderr.
 
     Raises:
-        BadInput: A file that was made with other settings, or an unknown device.
+        BadInput: A file that was made with other settings, an unknown device, or no process.
         BadFile: A file that cannot be read.
         CellsFailed: After all others were measured.
     """
@@ -75,7 +77,7 @@ def measure_together(
     measure: MeasureTogether,
     cells: Sequence[Cell],
     *,
-    settings: Mapping[str, Any],
+    settings: Settings,
     folder: str | Path,
     device: str = "auto",
     progress: bool = False,
@@ -99,7 +101,7 @@ def _measured(
     cells: Sequence[Cell],
     at_once: int,
     *,
-    settings: Mapping[str, Any],
+    settings: Settings,
     folder: str | Path,
     device: str,
     jobs: int | None,
@@ -108,30 +110,38 @@ def _measured(
     import joblib
     from tqdm import tqdm
 
+    if jobs == 0:
+        raise BadInput("jobs must be 1 or more processes, or -1 for as many as there are cores; got 0")
     folder = Path(folder)
     devices = _devices(device)
-    asked: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-    todo = [cell for cell in cells if _kept(folder, cell, asked) is None]
+    asked: dict[Cell, dict[str, Any]] = {
+        cell: json.loads(json.dumps(dict(settings(cell) if callable(settings) else settings))) for cell in cells
+    }
+    todo = [cell for cell in cells if _kept(folder, cell, asked[cell]) is None]
     groups = [todo[start : start + at_once] for start in range(0, len(todo), at_once)]
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     # One thread a process: cells are many, and processes that share cores by threads slow one another down.
     threads = None if parallel.n_jobs == 1 else 1
     calls = [
-        joblib.delayed(_guarded)(measure, group, str(devices[place % len(devices)]), asked, threads)
+        joblib.delayed(_guarded)(
+            measure, group, str(devices[place % len(devices)]), [asked[cell] for cell in group], threads
+        )
         for place, group in enumerate(groups)
     ]
-    failures = []
+    failures: dict[str, list[Cell]] = {}
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(cells), initial=len(cells) - len(todo), disable=not progress, unit="cell") as bar:
         for group, records, error in parallel(calls):
             if error is not None:
-                failures += [f"{cell}: {error}" for cell in group]
+                failures.setdefault(error, []).extend(group)
             for cell, record in zip(group, records, strict=False):
                 to_json(record, _path(folder, cell))
             bar.update(len(group))
     if failures:
-        raise CellsFailed(f"{len(failures)} of {len(todo)} cells failed: " + "; ".join(failures))
-    return [record for cell in cells if (record := _kept(folder, cell, asked)) is not None]
+        # What all of them lack, such as a file of data, is said once.
+        told = "; ".join(f"{' and '.join(map(str, failed))}: {error}" for error, failed in failures.items())
+        raise CellsFailed(f"{sum(map(len, failures.values()))} of {len(todo)} cells failed: {told}")
+    return [record for cell in cells if (record := _kept(folder, cell, asked[cell])) is not None]
 
 
 def collect(records: Sequence[Record], path: str | Path, **meta: Any) -> None:
@@ -190,11 +200,16 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def _guarded(
-    measure: MeasureTogether, cells: Sequence[Cell], device: str, settings: dict[str, Any], threads: int | None
+    measure: MeasureTogether,
+    cells: Sequence[Cell],
+    device: str,
+    settings: Sequence[dict[str, Any]],
+    threads: int | None,
 ) -> tuple[Sequence[Cell], list[Record], str | None]:
     """Measure some cells in one call; an error is a result, so that it does not end the others."""
     where, before = torch.device(device), torch.get_num_threads()
     torch.set_num_threads(threads or before)
+    _warm_up()
     start = time.perf_counter()
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
@@ -212,10 +227,18 @@ def _guarded(
         "versions": {"bayesguard": bg.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     records = [
-        {**cell._asdict(), "settings": settings, "values": own, **common}
-        for cell, own in zip(cells, values, strict=True)
+        {**cell._asdict(), "settings": asked, "values": own, **common}
+        for cell, asked, own in zip(cells, settings, values, strict=True)
     ]
     return cells, records, None
+
+
+@cache
+def _warm_up() -> None:
+    """Take a process's first step of an optimiser, before which torch loads its compiler: no cell's time is to have those seconds."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.sum().backward()
+    torch.optim.Adam([parameter]).step()
 
 
 def _peak(device: torch.device) -> float:

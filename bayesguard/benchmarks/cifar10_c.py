@@ -92,21 +92,20 @@ def run(
         raise BadInput(f"seeds and epochs must be 1 or more, got {seeds} and {epochs}")
     settings = _settings(suite, network, epochs, budget)
     name = f"shift-{suite}" + ("-small" if budget == "small" else "" if network == "resnet20" else f"-{network}")
-    records = []
-    for aware in (False, True):
-        asked = [method for method in methods if METHODS[method].shift_aware == aware]
+
+    def own(cell: Cell) -> dict[str, Any]:
         # What the shift-aware rows are calibrated on is a setting of the methods that have them.
-        own = {**settings, "calibrated_on": [suite, CONTENT]} if aware else settings
-        records += measure_all(
-            partial(measure, settings=own, data_dir=data_dir),
-            [Cell("cifar10", method, seed + k) for method in asked for k in range(seeds)],
-            settings=own,
-            folder=Path(out) / f"{name}-cells",
-            device=device,
-            jobs=jobs,
-            progress=progress and bool(asked),
-        )
-    records.sort(key=lambda record: methods.index(record["method"]))
+        return {**settings, "calibrated_on": [suite, CONTENT]} if METHODS[cell.method].shift_aware else settings
+
+    records = measure_all(
+        partial(measure, settings=settings, data_dir=data_dir),
+        [Cell("cifar10", method, seed + k) for method in methods for k in range(seeds)],
+        settings=own,
+        folder=Path(out) / f"{name}-cells",
+        device=device,
+        jobs=jobs,
+        progress=progress,
+    )
     say(f"\n{table(records)}\n")
     path = Path(out) / f"{name}.json"
     collect(records, path, benchmark="shift", data="cifar10", **settings)

@@ -71,12 +71,11 @@ def shift(
     if shift is not None:
         from bayesguard.benchmarks import image_recipes, mnist_shift
 
-        if only := [name for name, value in (("suite", suite), ("network", network)) if value is not None]:
+        refused = {"suite": suite, "network": network, "seed": seed or None}
+        if only := [name for name, value in refused.items() if value is not None]:
             raise BadInput(f"--{only[0]} is not for --shift {shift}; use the command mnist-shift, or leave it out")
-        chosen = named or image_recipes.METHODS
-        mnist_shift.run(
-            data, shift, methods=chosen, seeds=seeds or 1, jobs=jobs, budget=budget, progress=True, **common
-        )
+        sizes = {"seeds": 1 if seeds is None else seeds, "jobs": jobs, "budget": budget, "progress": _watched()}
+        mnist_shift.run(data, shift, methods=named or image_recipes.METHODS, **sizes, **common)
         return
     from bayesguard.benchmarks.cifar10_c import run_shift
 
@@ -127,7 +126,8 @@ def adversarial(
     from bayesguard.benchmarks.adversarial import METHODS, run
 
     chosen = _chosen(methods, METHODS)
-    run(data, methods=chosen, seeds=seeds, attack=attack, device=device, out=out, jobs=jobs, budget=budget)
+    common: dict[str, Any] = {"device": device, "out": out, "jobs": jobs, "budget": budget, "progress": _watched()}
+    run(data, methods=chosen, seeds=seeds, attack=attack, **common)
 
 
 @benchmark.command("mnist-shift")
@@ -164,7 +164,7 @@ def mnist_shift(
         data_dir=data_dir,
         jobs=jobs,
         budget=budget,
-        progress=True,
+        progress=_watched(),
     )
 
 
@@ -252,7 +252,7 @@ def ood(
         data_dir=data_dir,
         jobs=jobs,
         budget=budget,
-        progress=True,
+        progress=_watched(),
     )
 
 

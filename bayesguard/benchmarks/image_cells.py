@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import bayesguard as bg
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
+from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all, spread
 from bayesguard.benchmarks.datasets import ImageSet, load, ood_images
 from bayesguard.benchmarks.detection import Scores, detection, scores
 from bayesguard.benchmarks.image_recipes import METHODS, NETWORKS, recipe_of, trained
@@ -120,27 +120,21 @@ def records_of(
     for name, value in {**sizes, "seeds": seeds}.items():
         if value is not None and value < 1:
             raise BadInput(f"{name} must be 1 or more, got {value}")
-    folder = Path(out) / "cells" / f"{data}-{chosen}"
-    cells = [Cell(data, method, seed) for seed in range(seeds) for method in methods]
-    records = []
-    for method in methods:
-        records += measure_all(
-            partial(measure, network=chosen, sizes=sizes, data_dir=data_dir),
-            [cell for cell in cells if cell.method == method],
-            settings={
-                "network": chosen,
-                **sizes,
-                "recipe": recipes[method],
-                "held_rows": HELD_ROWS,
-                # Of the one method whose answers are calibrated on perturbed images, too.
-                **({"calibrated_on": ["images", CONTENT]} if method == "ensemble" else {}),
-            },
-            folder=folder,
-            device=device,
-            jobs=jobs,
-            progress=progress,
-        )
-    return records
+
+    def settings(cell: Cell) -> dict[str, Any]:
+        # Of the one method whose answers are calibrated on perturbed images, too.
+        calibrated = {"calibrated_on": ["images", CONTENT]} if cell.method == "ensemble" else {}
+        return {"network": chosen, **sizes, "recipe": recipes[cell.method], "held_rows": HELD_ROWS, **calibrated}
+
+    return measure_all(
+        partial(measure, network=chosen, sizes=sizes, data_dir=data_dir),
+        [Cell(data, method, seed) for method in methods for seed in range(seeds)],
+        settings=settings,
+        folder=Path(out) / "cells" / f"{data}-{chosen}",
+        device=device,
+        jobs=jobs,
+        progress=progress,
+    )
 
 
 def measure(
@@ -229,6 +223,17 @@ def costs(predictor: Predictor, network: str, images: ImageSet) -> dict[str, flo
         "parameters": sum(parameter.numel() for parameter in predictor.parameters()),
         "relative_time": round(_seconds(predictor, inputs) / _seconds(single, inputs), 2),
     }
+
+
+def cost_table(records: Sequence[Record], labels: Mapping[str, str] | None = None) -> str:
+    """Return parameters, seconds of training, and the time of a prediction relative to one pass, as Markdown; means over seeds."""
+    lines = ["| | parameters | training (s) | prediction, times one pass |", "|---" * 4 + "|"]
+    for method in dict.fromkeys(record["method"] for record in records):
+        own = [record["values"]["costs"] for record in records if record["method"] == method]
+        seconds, times = (spread([cost[name] for cost in own]).mean for name in ("train_seconds", "relative_time"))
+        label = method if labels is None else labels[method]
+        lines.append(f"| {label} | {own[0]['parameters']:,} | {seconds:.0f} | {times:.1f} |")
+    return "\n".join(lines)
 
 
 def _seconds(predictor: Predictor, inputs: Tensor) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bayesguard.benchmarks.cells import Record, spread
+from bayesguard.benchmarks.image_cells import cost_table
 
 NOTE = (
     "Means over seeds x draws with 95 % t intervals over them. All draws of a seed have the networks and the test set in "
@@ -33,7 +34,7 @@ def tables(records: Sequence[Record]) -> str:
     """Return all tables with their titles: the change of NLL by shift, every quality for each shift, and costs."""
     titled = {"Change of NLL by shift": change_table(records)}
     titled |= {f"Every quality: {SHIFT_LABELS[shift]}": shift_table(records, shift) for shift in _shifts(records)}
-    titled["Costs"] = cost_table(records)
+    titled["Costs"] = cost_table(records, _METHOD_LABELS)
     return "\n\n".join(f"{title}:\n\n{table}" for title, table in titled.items())
 
 
@@ -64,18 +65,6 @@ def shift_table(records: Sequence[Record], shift: str) -> str:
             change, worse = shown(changes, digits=4), f"{sum(one > 0 for one in known) / len(known):.0%}"
         cells = (accuracy, nll, change, worse, brier, ece, distance)
         lines.append(f"| {_METHOD_LABELS[method]}, {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def cost_table(records: Sequence[Record]) -> str:
-    """Return parameters, seconds of training, and the time of a prediction relative to one pass of one network."""
-    lines = ["| | parameters | training (s) | prediction, times one pass |", "|---" * 4 + "|"]
-    for method in dict.fromkeys(record["method"] for record in records):
-        own = [record["values"]["costs"] for record in records if record["method"] == method]
-        seconds, times = (
-            math.fsum(cost[name] for cost in own) / len(own) for name in ("train_seconds", "relative_time")
-        )
-        lines.append(f"| {_METHOD_LABELS[method]} | {own[0]['parameters']:,} | {seconds:.0f} | {times:.1f} |")
     return "\n".join(lines)
 
 

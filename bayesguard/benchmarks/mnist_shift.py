@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bayesguard.benchmarks.cells import Record, Spread, spread
-from bayesguard.benchmarks.image_cells import FOREIGN, SHIFTS, collect_rows, records_of
+from bayesguard.benchmarks.image_cells import FOREIGN, SHIFTS, collect_rows, cost_table, records_of
 from bayesguard.benchmarks.image_recipes import METHODS
 from bayesguard.errors import BadFile, BadInput
 
@@ -61,6 +61,7 @@ def run(
     curves = curves_of(records, shift)
     say(f"{data}, {shift}; {described(records)}\n")
     say(f"{table(curves)}\n")
+    say(f"{cost_table(records)}\n")
     for claim in claims(curves, shift):
         say(f"{'held' if claim.held else 'did not hold'}: {claim.text} ({claim.numbers})")
     draw(path, path.with_suffix(".png"))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +51,23 @@ def test_other_settings_are_refused_and_nothing_is_overwritten(tmp_path: Path) -
     assert (tmp_path / "toy-a-0.json").read_text() == before
 
 
+def test_each_cell_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    """So that cells of several methods are measured in one call, and by as many processes as there are cells."""
+    records = measure_all(number, CELLS, settings=lambda cell: {"of": cell.method}, folder=tmp_path, device="cpu")
+    assert [record["settings"] for record in records] == [{"of": cell.method} for cell in CELLS]
+    with pytest.raises(BadInput, match=r"toy-b-0.json was measured with other settings \(of\)"):
+        measure_all(number, CELLS, settings={"of": "a"}, folder=tmp_path, device="cpu")
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "toy-a-0.json").write_text("{")
     with pytest.raises(BadFile, match="toy-a-0"):
         measure_all(number, CELLS[:1], settings={}, folder=tmp_path, device="cpu")
+
+
+def test_no_process_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"jobs must be 1 or more processes, .*got 0"):
+        measure_all(number, CELLS, settings={}, folder=tmp_path, device="cpu", jobs=0)
 
 
 def test_a_failure_costs_its_own_cell_only(tmp_path: Path) -> None:
@@ -71,6 +86,22 @@ def test_processes_give_the_same_records(tmp_path: Path) -> None:
     shared = measure_all(number, CELLS, settings={}, folder=tmp_path / "two", device="cpu", jobs=2)
     assert [record["values"] for record in alone] == [record["values"] for record in shared]
     assert shared[0]["device"] == "CPU, 1 threads"
+
+
+def test_what_torch_loads_at_its_first_step_is_in_no_cells_time() -> None:
+    """Seconds on some machines, which the first method of a table alone would have had. In a process of its own."""
+    program = """
+import sys, tempfile
+from bayesguard.benchmarks.cells import Cell, measure_all
+
+def measure(cell, device):
+    return {"loaded": "torch._dynamo" in sys.modules}
+
+assert "torch._dynamo" not in sys.modules
+print(measure_all(measure, [Cell("toy", "a", 0)], settings={}, folder=tempfile.mkdtemp(), device="cpu")[0]["values"])
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "{'loaded': True}"
 
 
 def test_the_surrounding_backend_is_used(tmp_path: Path) -> None:
@@ -127,5 +158,6 @@ def test_cells_that_fail_together_are_all_named(tmp_path: Path) -> None:
     def measure(cells: Sequence[Cell], device: torch.device) -> list[dict[str, Any]]:
         raise BadInput("no such thing")
 
-    with pytest.raises(CellsFailed, match=r"4 of 4 cells failed: toy, a, 0: BadInput: no such thing; .*toy, b, 1"):
+    said = r"4 of 4 cells failed: toy, a, 0 and toy, a, 1 and toy, b, 0 and toy, b, 1: BadInput: no such thing$"
+    with pytest.raises(CellsFailed, match=said):
         measure_together(measure, CELLS, settings={}, folder=tmp_path, device="cpu")

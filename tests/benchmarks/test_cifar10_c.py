@@ -60,14 +60,18 @@ def test_quartiles_are_numpys() -> None:
 
 
 def test_quartiles_stand_beside_those_of_the_paper() -> None:
-    rows = ("as trained", "temperature", "shift-aware, pointwise")
+    rows = ("as trained", "temperature", "shift-aware, pointwise", "shift-aware, unlabelled batch")
     text = table([record("deterministic", 0, 0.1, rows[:2]), record("dropout_ensemble", 0, 0.01, rows)])
     lines = text.splitlines()
-    assert lines[2].startswith("| Deterministic | 0.200 / 0.300 / 0.400 | 0.057 / 0.127 / 0.288 | 0.200 ")
+    ours = "0.200 / 0.300 / 0.400"
+    assert lines[2].startswith(f"| Deterministic | 0.100 | 0.100 | {ours} | {ours} | 0.057 / 0.127 / 0.288 | 0.200 ")
     assert lines[2].endswith("| 0.578 / 1.120 / 2.356 |")
-    assert "| Deterministic, temperature | 0.200 / 0.300 / 0.400 | 0.022 / 0.049 / 0.180 |" in lines[3]
-    assert lines[4].startswith("| Ensemble with dropout | 0.020 / 0.030 / 0.040 |  |")
-    assert "pointwise | 0.020 / 0.030 / 0.040 | aim: 0.022 / 0.030 / 0.070 |" in lines[6]
+    assert f"| Deterministic, temperature | 0.100 | 0.100 | {ours} | {ours} | 0.022 / 0.049 / 0.180 |" in lines[3]
+    ours = "0.020 / 0.030 / 0.040"
+    assert lines[4] == f"| Ensemble with dropout | 0.010 | 0.010 | {ours} |" + f" {ours} |  |" * 3
+    assert f"pointwise | 0.010 | 0.010 | {ours} | {ours} | aim: 0.022 / 0.030 / 0.070 | {ours} |  |" in lines[6]
+    assert f"| {ours} | aim: 0.012 / 0.020 / 0.045 | {ours} | aim: 50 % at most 0.299 | {ours} |  |" in lines[7]
+    assert len({line.count("|") for line in lines[:8]}) == 1
     assert "0.147" not in text
 
 

@@ -136,6 +136,7 @@ def test_one_training_serves_both_benchmarks(tmp_path: Path) -> None:
     text = "\n".join(lines)
     assert "lenet5, 2 epochs, 2 members, 4 draws" in text
     assert "held: " in text or "did not hold: " in text
+    assert "| vanilla | 44,426 | " in text
     assert (tmp_path / "shift-mnist-rotation.png").stat().st_size > 10_000
     written = json.loads((tmp_path / "shift-mnist-rotation.json").read_text())
     found = written["cells"][0]["values"]["rows"]["vanilla"]
@@ -149,6 +150,7 @@ def test_one_training_serves_both_benchmarks(tmp_path: Path) -> None:
     assert again == records
     text = "\n".join(lines)
     assert "mnist against omniglot" in text
+    assert "| ensemble | 88,852 | " in text
     assert "notmnist" not in text
     written = json.loads((tmp_path / "ood-mnist.json").read_text())
     assert SET not in written["cells"][-1]["values"]["rows"]
@@ -241,6 +243,14 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         main(["benchmark", "shift", "--data", "mnist", "--shift", "shear"])
     assert done.value.code == 2
     assert "shift must be one of rotation, translation" in capsys.readouterr().err
+    for option, value, message in (
+        ("--seed", "3", "--seed is not for --shift rotation"),
+        ("--seeds", "0", "seeds must be 1 or more, got 0"),
+    ):
+        with pytest.raises(SystemExit) as done:
+            main(["benchmark", "shift", "--data", "mnist", "--shift", "rotation", option, value])
+        assert done.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_areas_of_one_seed_have_the_interval_over_images() -> None:

@@ -190,6 +190,8 @@ def test_markdown_becomes_markup() -> None:
     assert '<th scope="col">a | b</th>' in found
     assert "<td>1 <small>[0, 2]</small></td>" in found
     assert "<ul><li>one</li><li>two</li></ul>" in found
+    assert tables_of("Claims:\n\n- one") == [("Claims", "- one")]
+    assert '<p class="note">Claims:</p><ul><li>one</li></ul>' in markup("Claims:\n\n- one")
     assert "<details><summary>Two</summary>" in markup("One:\n\n| a |\n|---|\n\nTwo:\n\n| a |\n|---|", folded=True)
 
 

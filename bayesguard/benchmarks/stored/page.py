@@ -90,7 +90,7 @@ def page(folder: Path) -> tuple[str, list[str]]:
 
 
 def tables_of(markdown: str) -> list[tuple[str, str]]:
-    """Return the paragraphs of Markdown in order as (title, text); a line ending in a colon is the title of a table after it.
+    """Return the paragraphs of Markdown in order as (title, text); a line ending in a colon is the title of a table or list after it.
 
     Examples:
         >>> tables_of("A note.\\n\\nThe sums:\\n\\n| a |\\n|---|\\n| 1 |")
@@ -99,7 +99,7 @@ def tables_of(markdown: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     title = ""
     for paragraph in re.split(r"\n{2,}", markdown.strip()):
-        if title and not paragraph.startswith("|"):
+        if title and not paragraph.startswith(("|", "- ")):
             found.append(("", f"{title}:"))
             title = ""
         if paragraph.endswith(":") and "\n" not in paragraph:
@@ -120,6 +120,7 @@ def markup(markdown: str, *, folded: bool = False) -> str:
     parts, num_tables = [], 0
     for title, text in tables_of(markdown):
         if not text.startswith("|"):
+            parts += [_prose(f"{title}:")] if title else []
             parts.append(_prose(text))
             continue
         num_tables += 1

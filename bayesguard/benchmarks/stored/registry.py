@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bayesguard.benchmarks import (
     adversarial,
     cifar10_c_tables,
+    image_cells,
     intervals,
     label_shift_tables,
     mnist_shift,
@@ -183,7 +184,8 @@ def _ood_tables(content: Content) -> str:
     parts = [f"{ood.described(cells)}."]
     parts += [f"{train} against {name}:\n\n{ood.table(cells, train, name)}" for name in _foreign(content)]
     if "fashion_mnist" in _foreign(content) and train == "mnist":
-        parts.append(ood.target(cells))
+        parts.append(f"Target:\n\n- {ood.target(cells)}")
+    parts.append(f"Costs:\n\n{image_cells.cost_table(cells)}")
     return "\n\n".join(parts)
 
 
@@ -192,9 +194,9 @@ def _mnist_tables(content: Content) -> str:
     curves = mnist_shift.curves_of(cells, kind)
     found = mnist_shift.claims(curves, kind)
     told = "\n".join(f"- {'held' if claim.held else 'did not hold'}: {claim.text} ({claim.numbers})" for claim in found)
-    return "\n\n".join(
-        [f"{mnist_shift.described(cells)}.", f"Means over all levels of {kind}:", mnist_shift.table(curves), told]
-    )
+    costs = image_cells.cost_table(cells)
+    shown = [f"Means over all levels of {kind}:", mnist_shift.table(curves), "Claims:", told, "Costs:", costs]
+    return "\n\n".join([f"{mnist_shift.described(cells)}.", *shown])
 
 
 def _text_tables(content: Content) -> str:
