@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,6 +84,7 @@ def can_be_fused(parameters: list[nn.Parameter]) -> bool:
     return all(p.device.type == "cpu" and p.dtype in _FUSED_DTYPES and p.is_contiguous() for p in parameters)
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let the C library keep up to 64 MiB that one step frees for the next, as in any process that freed 32 MiB before.
 

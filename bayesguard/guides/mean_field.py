@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bayesguard import priors
 from bayesguard.guides.base import LOG_2_PI, Guide, log_initial_scales
 from bayesguard.guides.fused import GaussianFactors, SampleAndDivergence, gaussian_factors
+from bayesguard.sampling.normal_numbers import standard_normal_like
 from bayesguard.weights import Weights
 
 
@@ -32,7 +33,7 @@ class MeanFieldNormal(Guide):
         factors = self._factors_of(prior)
         if factors is None:
             return super().parts_with_kl(prior)
-        noise = torch.randn_like(self.log_scale)
+        noise = standard_normal_like(self.log_scale)
         arguments = (self.log_scale, noise, factors.loc, factors.precision, *self.weights.tensors())
         divergence, *samples = SampleAndDivergence.apply(*arguments)  # type: ignore[no-untyped-call]
         return samples, divergence + factors.constant

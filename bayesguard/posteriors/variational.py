@@ -23,6 +23,7 @@ from bayesguard.priors import Prior, check_prior
 from bayesguard.sampling import Forward, stream
 from bayesguard.sampling.estimators import Estimator, Moments, check_estimator, random_weights
 from bayesguard.sampling.random_weights import RandomWeights
+from bayesguard.training_setup import keep_freed_memory
 from bayesguard.weights import Subset, Weights, select_weights
 
 
@@ -122,6 +123,7 @@ class Variational(WeightPredictor):
         Its random numbers come from torch's default generator. With `kl_warmup`, calls that record gradients count.
         """
         check_count(num_data, "num_data")
+        keep_freed_memory()  # As `fit` does: a sample and its gradients are freed and made again in every step.
         positional, keywords = split_inputs(inputs)
         forward = Forward(self.network, positional, keywords, self.output)
         if isinstance(self.guide, LayerPosteriors):
