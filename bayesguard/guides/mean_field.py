@@ -21,6 +21,8 @@ class MeanFieldNormal(Guide):
         relative: `init_scale` is a share of each weight's size instead.
     """
 
+    is_odd = True
+
     def __init__(self, weights: Weights, init_scale: float = 0.01, *, relative: bool = False) -> None:
         super().__init__(weights)
         self.log_scale = nn.Parameter(log_initial_scales(weights, init_scale, relative))
@@ -68,6 +70,7 @@ class Radial(Guide):
         Farquhar, Osborne, Gal, 2020, AISTATS, section 3; the entropy follows from the density of the radius.
     """
 
+    is_odd = True
     gaussian_marginals = False
 
     def __init__(self, weights: Weights, init_scale: float = 0.01, *, relative: bool = False) -> None:

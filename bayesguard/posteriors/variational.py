@@ -5,6 +5,7 @@ K. Kavukcuoglu, D. Wierstra (2015). Weight uncertainty in neural networks. ICML.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -186,7 +187,9 @@ class Variational(WeightPredictor):
             num_samples, first_draw = 1, 0
         forward = Forward(self.network, inputs, kwargs, self.output)
         draws = range(first_draw, first_draw + num_samples)
-        yield from self._outputs.chunks(forward, lambda some: self._flats(seed, some), draws, draws_per_chunk)
+        mirrored = self.antithetic and self.guide.is_odd
+        flats = partial(self._flats, seed)
+        yield from self._outputs.chunks(forward, flats, draws, draws_per_chunk, mirrored=mirrored)
 
     def predictives(self, *inputs: Any, num_samples: int, **more: Any) -> Iterator[Any]:
         return super().predictives(*inputs, num_samples=1 if self.is_exact else num_samples, **more)
