@@ -125,7 +125,8 @@ class WeightOutputs:
     ) -> Tensor:
         """Return the outputs under one sample `[P]`."""
         samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(flat), strict=True))
-        with at_mean(), RandomWeights(samples, pairs and pairs.handlers(samples, place)) as mode:
+        handlers = None if pairs is None else pairs.handlers(samples, place)
+        with at_mean(), RandomWeights(samples, handlers) as mode:
             outputs = forward()
         if not mode.used and forward.num_rows:
             raise IdenticalDraws(

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
@@ -36,11 +37,12 @@ def standard_normal_like(like: Tensor) -> Tensor:
     """
     if like.device.type != "cpu" or like.dtype != torch.float32 or like.numel() < _FEWEST:
         return torch.randn_like(like)
-    # The seeds are 192 bits of the default generator's, so that no two calls share a stream.
-    return box_muller(np.random.SFC64(_DefaultGenerator()).random_raw(-(-like.numel() // 2)))[: like.numel()]
+    # 192 bits of the default generator: no two calls share a stream.
+    bits = np.random.SFC64(_DefaultGenerator())  # type: ignore[arg-type]  # NumPy's stubs know one class of seeds.
+    return box_muller(bits.random_raw(-(-like.numel() // 2)))[: like.numel()]
 
 
-def box_muller(words: "np.typing.NDArray[np.uint64]") -> Tensor:
+def box_muller(words: npt.NDArray[np.uint64]) -> Tensor:
     """Return `2 K` standard normal numbers made of `K` random words of 64 bits, in the memory of the words.
 
     Number `k` and number `K + k` are one point of the plane: its distance from zero comes from one random integer of
@@ -67,7 +69,7 @@ def box_muller(words: "np.typing.NDArray[np.uint64]") -> Tensor:
 class _DefaultGenerator(ISeedSequence):
     """Seeds for a bit generator of NumPy's, from torch's default generator."""
 
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> "np.typing.NDArray[Any]":
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> npt.NDArray[Any]:
         size = -(-n_words * np.dtype(dtype).itemsize // 8)
         words = torch.empty(size, dtype=torch.int64, device="cpu").random_(-(2**63), None)
         return words.numpy().view(dtype)[:n_words]
