@@ -26,9 +26,12 @@ class Guide(nn.Module, ABC):
 
     Attributes:
         gaussian_marginals: Whether each weight by itself is Gaussian.
+        is_odd: Whether noise of the other sign gives the opposite deviation, so that draws of a pair lie mirrored about
+            the module's own parameters. Predictions then share products of a first layer.
     """
 
     gaussian_marginals = True
+    is_odd = False
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()

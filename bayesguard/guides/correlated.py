@@ -23,6 +23,8 @@ class LowRankNormal(Guide):
         relative: `init_scale` is a share of each weight's size instead.
     """
 
+    is_odd = True
+
     def __init__(self, weights: Weights, rank: int = 10, init_scale: float = 0.01, *, relative: bool = False) -> None:
         super().__init__(weights)
         rank = min(check_count(rank, "rank"), weights.size)
@@ -62,6 +64,8 @@ class FullNormal(Guide):
         relative: `init_scale` is a share of each weight's size instead.
     """
 
+    is_odd = True
+
     def __init__(self, weights: Weights, init_scale: float = 0.01, *, relative: bool = False) -> None:
         super().__init__(weights)
         if weights.size > _MAX_FULL:
@@ -99,6 +103,8 @@ class MatrixNormal(Guide):
 
     Tensors of more axes are matrices of shape `[first, rest]`; vectors have independent Gaussians.
     """
+
+    is_odd = True
 
     def __init__(self, weights: Weights, init_scale: float = 0.01, *, relative: bool = False) -> None:
         super().__init__(weights)

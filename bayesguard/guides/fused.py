@@ -4,6 +4,7 @@ The same numbers as `MeanFieldNormal.draw` and `kl` (tested equal); a training s
 times less often.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,43 +16,47 @@ from torch.distributions import Normal
 from bayesguard import priors
 from bayesguard.weights import Weights
 
+_LOG2_E = 1 / math.log(2)
+
 
 class SampleAndDivergence(torch.autograd.Function):
     """`(log_scale, noise, loc, precision, *means) -> (KL without its constant, *samples)`.
 
     `log_scale` and `noise` are vectors `[P]`, means and samples the tensors of a module, each as it lies in memory.
-    `precision` is that of the prior: a number, or a vector; `loc` is its mean, None for zero.
+    `precision` is that of the prior: a number, or a vector; `loc` is its mean, None for zero. `noise` is used up: it
+    becomes the deviations from the means.
     """
 
     @staticmethod
     def forward(
         ctx: Any, log_scale: Tensor, noise: Tensor, loc: Tensor | None, precision: Tensor | float, *means: Tensor
     ) -> tuple[Tensor, ...]:
-        scale = log_scale.exp()
+        # Half the time of `exp` on a CPU; what rounding the product adds is what rounding `log_scale` itself did.
+        scale = torch.mul(log_scale, _LOG2_E).exp2_()
+        deviation = noise.mul_(scale)
         centred = means if loc is None else [mean - own for mean, own in _parts(means, loc)]
         # As the means lie: with one channel the strides alone tell kernels the order.
-        samples = [torch.addcmul(mean, s, n, out=torch.empty_like(mean)) for mean, s, n in _parts(means, scale, noise)]
+        samples = [torch.add(mean, own, out=torch.empty_like(mean)) for mean, own in _parts(means, deviation)]
+        variance = scale.square_()
         if isinstance(precision, float):
-            squares = (
-                torch.dot(scale, scale) + torch.stack([torch.linalg.vector_norm(c) for c in centred]).square().sum()
-            )
+            squares = variance.sum() + torch.stack([torch.linalg.vector_norm(c) for c in centred]).square().sum()
             quadratic = precision * squares
         else:
-            squares = torch.cat([c.reshape(-1) for c in centred]).square_().addcmul_(scale, scale)
+            squares = torch.cat([c.reshape(-1) for c in centred]).square_().add_(variance)
             quadratic = torch.dot(precision, squares)
-        ctx.save_for_backward(scale, noise, *centred)
+        ctx.save_for_backward(variance, deviation, *centred)
         ctx.precision = precision
         return quadratic / 2 - log_scale.sum(), *samples
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_divergence: Tensor, *of_samples: Tensor) -> tuple[Any, ...]:
-        scale, noise, *centred = ctx.saved_tensors
-        factor = of_divergence * ctx.precision
-        of_log_scale = torch.empty_like(scale)
-        for of_sample, out, own in _parts(of_samples, of_log_scale, noise):
-            torch.mul(of_sample, own, out=out)
-        of_log_scale.addcmul_(scale, factor).mul_(scale).sub_(of_divergence)
+        variance, deviation, *centred = ctx.saved_tensors
+        factor, of_entropy = of_divergence * ctx.precision, -of_divergence
+        of_log_scale = torch.empty_like(variance)
+        for of_sample, out, own in _parts(of_samples, of_log_scale, deviation):
+            torch.addcmul(of_entropy, of_sample, own, out=out)
+        of_log_scale.addcmul_(variance, factor)
         if isinstance(ctx.precision, float):
             of_means = [torch.addcmul(g, c, factor) for g, c in zip(of_samples, centred, strict=True)]
         else:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bayesguard import priors
 from bayesguard.guides.base import LOG_2_PI, Guide, log_initial_scales
 from bayesguard.guides.fused import GaussianFactors, SampleAndDivergence, gaussian_factors
+from bayesguard.sampling.normal_numbers import standard_normal_like
 from bayesguard.weights import Weights
 
 
@@ -19,6 +20,8 @@ class MeanFieldNormal(Guide):
         init_scale: First standard deviation of every weight.
         relative: `init_scale` is a share of each weight's size instead.
     """
+
+    is_odd = True
 
     def __init__(self, weights: Weights, init_scale: float = 0.01, *, relative: bool = False) -> None:
         super().__init__(weights)
@@ -32,7 +35,7 @@ class MeanFieldNormal(Guide):
         factors = self._factors_of(prior)
         if factors is None:
             return super().parts_with_kl(prior)
-        noise = torch.randn_like(self.log_scale)
+        noise = standard_normal_like(self.log_scale)
         arguments = (self.log_scale, noise, factors.loc, factors.precision, *self.weights.tensors())
         divergence, *samples = SampleAndDivergence.apply(*arguments)  # type: ignore[no-untyped-call]
         return samples, divergence + factors.constant
@@ -67,6 +70,7 @@ class Radial(Guide):
         Farquhar, Osborne, Gal, 2020, AISTATS, section 3; the entropy follows from the density of the radius.
     """
 
+    is_odd = True
     gaussian_marginals = False
 
     def __init__(self, weights: Weights, init_scale: float = 0.01, *, relative: bool = False) -> None:

@@ -5,6 +5,7 @@ K. Kavukcuoglu, D. Wierstra (2015). Weight uncertainty in neural networks. ICML.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -18,6 +19,7 @@ from bayesguard.likelihoods import Likelihood
 from bayesguard.posteriors.pyro_program import WeightGuide
 from bayesguard.posteriors.weight_outputs import WeightOutputs
 from bayesguard.posteriors.weight_predictor import WeightPredictor
+from bayesguard.predictive.numerics import keep_freed_memory
 from bayesguard.predictor import Options, split_inputs
 from bayesguard.priors import Prior, check_prior
 from bayesguard.sampling import Forward, stream
@@ -122,6 +124,7 @@ class Variational(WeightPredictor):
         Its random numbers come from torch's default generator. With `kl_warmup`, calls that record gradients count.
         """
         check_count(num_data, "num_data")
+        keep_freed_memory()  # As `fit` does: a sample and its gradients are freed and made again in every step.
         positional, keywords = split_inputs(inputs)
         forward = Forward(self.network, positional, keywords, self.output)
         if isinstance(self.guide, LayerPosteriors):
@@ -184,7 +187,9 @@ class Variational(WeightPredictor):
             num_samples, first_draw = 1, 0
         forward = Forward(self.network, inputs, kwargs, self.output)
         draws = range(first_draw, first_draw + num_samples)
-        yield from self._outputs.chunks(forward, lambda some: self._flats(seed, some), draws, draws_per_chunk)
+        mirrored = self.antithetic and self.guide.is_odd
+        flats = partial(self._flats, seed)
+        yield from self._outputs.chunks(forward, flats, draws, draws_per_chunk, mirrored=mirrored)
 
     def predictives(self, *inputs: Any, num_samples: int, **more: Any) -> Iterator[Any]:
         return super().predictives(*inputs, num_samples=1 if self.is_exact else num_samples, **more)

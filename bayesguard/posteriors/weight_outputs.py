@@ -1,4 +1,4 @@
-"""A network's outputs under many samples of its weights: in a loop, vectorised, or from shared features.
+"""A network's outputs under many samples of its weights: in a loop, in pairs, vectorised, or from shared features.
 
 The ways that give the loop's outputs are timed once for each kind of input, and the fastest is remembered.
 """
@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bayesguard.errors import IdenticalDraws
+from bayesguard.errors import IdenticalDraws, UnsupportedNetwork
 from bayesguard.layers import at_mean
 from bayesguard.sampling import Forward
 from bayesguard.sampling.agreement import difference
 from bayesguard.sampling.choice import fastest
+from bayesguard.sampling.mirrored import MirroredPairs, Place
 from bayesguard.sampling.random_weights import RandomWeights
 from bayesguard.weights import Weights
 
@@ -22,8 +23,6 @@ _DRAWS_PER_CHUNK = 8
 _CACHE_BYTES = 1 << 28
 # A vectorised pass of this many weights at once is never the faster one, and only takes memory.
 _MAX_VECTORISED = 1 << 24
-
-Outputs = Callable[[Forward, Tensor], Tensor]
 
 
 class Plan(NamedTuple):
@@ -69,7 +68,13 @@ class WeightOutputs:
         return flats
 
     def chunks(
-        self, forward: Forward, flats: Callable[[range], Tensor], draws: range, draws_per_chunk: int | None = None
+        self,
+        forward: Forward,
+        flats: Callable[[range], Tensor],
+        draws: range,
+        draws_per_chunk: int | None = None,
+        *,
+        mirrored: bool = False,
     ) -> Iterator[Tensor]:
         """Yield the outputs of consecutive draws.
 
@@ -78,31 +83,50 @@ class WeightOutputs:
             flats: The weights `[s, P]` of consecutive draws by their numbers.
             draws: Numbers of the draws.
             draws_per_chunk: The most draws in a chunk; None for eight.
+            mirrored: Whether the weights of draws 2k and 2k + 1 lie mirrored about the parameters.
 
         Raises:
             IdenticalDraws: No call of the network takes a random weight.
         """
         step = min(draws_per_chunk or _DRAWS_PER_CHUNK, _DRAWS_PER_CHUNK)
-        plan, shared = None, None
+        mirrored = mirrored and draws.start % 2 == 0 and step % 2 == 0
+        run: Callable[[Tensor], Tensor] | None = None
         for start in range(draws.start, draws.stop, step):
             own = flats(range(start, min(start + step, draws.stop)))
-            if plan is None:
-                plan = self._plan(forward, own)
-                self.last = plan
-                shared = head_of(forward, self.weights) if plan.way == "shared features" else None
-            yield self._run(plan.way, forward, own, shared)
+            if run is None:
+                self.last = self._plan(forward, own, mirrored)
+                run = self._way(self.last.way, forward)
+            yield run(own)
 
-    def _run(self, way: str, forward: Forward, flats: Tensor, shared: Forward | None) -> Tensor:
+    def _way(self, way: str, forward: Forward) -> Callable[[Tensor], Tensor]:
+        """Return the outputs `[s, N, ...]` of draws `[s, P]` as a function, which may remember what draws share."""
         if way == "vectorised":
-            return torch.vmap(lambda flat: self.once(forward, flat))(flats)
-        if shared is not None:
-            return torch.vmap(lambda flat: self.once(shared, flat))(flats)
-        return torch.stack([self.once(forward, flat) for flat in flats])
+            return torch.vmap(lambda flat: self.once(forward, flat))
+        if way == "shared features":
+            head = head_of(forward, self.weights)
+            assert head is not None
+            return torch.vmap(lambda flat: self.once(head, flat))
+        if way == "mirrored pairs":
+            pairs = MirroredPairs(forward.tensors())
+            return lambda flats: self._paired(forward, flats, pairs)
+        return lambda flats: torch.stack([self.once(forward, flat) for flat in flats])
 
-    def once(self, forward: Forward, flat: Tensor) -> Tensor:
+    def _paired(self, forward: Forward, flats: Tensor, pairs: MirroredPairs) -> Tensor:
+        outputs = []
+        for number, flat in enumerate(flats):
+            place: Place = "second" if number % 2 else "first" if number + 1 < len(flats) else "alone"
+            outputs.append(self.once(forward, flat, pairs, place))
+        if not pairs.used:
+            raise UnsupportedNetwork("no layer with random weights takes the inputs themselves")
+        return torch.stack(outputs)
+
+    def once(
+        self, forward: Forward, flat: Tensor, pairs: MirroredPairs | None = None, place: Place = "alone"
+    ) -> Tensor:
         """Return the outputs under one sample `[P]`."""
         samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(flat), strict=True))
-        with at_mean(), RandomWeights(samples) as mode:
+        handlers = None if pairs is None else pairs.handlers(samples, place)
+        with at_mean(), RandomWeights(samples, handlers) as mode:
             outputs = forward()
         if not mode.used and forward.num_rows:
             raise IdenticalDraws(
@@ -111,41 +135,38 @@ class WeightOutputs:
             )
         return outputs
 
-    def _plan(self, forward: Forward, flats: Tensor) -> Plan:
-        key = (forward.signature, forward.num_rows.bit_length(), len(flats))
+    def _plan(self, forward: Forward, flats: Tensor, mirrored: bool) -> Plan:
+        key = (forward.signature, forward.num_rows.bit_length(), len(flats), mirrored)
         if key not in self._plans:
-            self._plans[key] = self._make_plan(forward, flats)
+            self._plans[key] = self._make_plan(forward, flats, mirrored)
         return self._plans[key]
 
-    def _make_plan(self, forward: Forward, flats: Tensor) -> Plan:
-        want = self._run("loop", forward, flats, None)
+    def _make_plan(self, forward: Forward, flats: Tensor, mirrored: bool) -> Plan:
+        want = self._way("loop", forward)(flats)
         if len(flats) == 1 or forward.num_rows == 0:
             return Plan("loop", "one draw at a time")
-        ways: dict[str, Callable[[], Tensor]] = {"loop": lambda: self._run("loop", forward, flats, None)}
+        ways: dict[str, Callable[[], Tensor]] = {"loop": lambda: self._way("loop", forward)(flats)}
         reasons = []
-        for way in self._candidates(forward, flats):
+        for way in self._candidates(forward, flats, mirrored):
             try:
-                shared = head_of(forward, self.weights) if way == "shared features" else None
-                why = difference(self._run(way, forward, flats, shared), want)
+                why = difference(self._way(way, forward)(flats), want)
             except Exception as error:  # Every network refuses in its own way; the loop goes on.
                 why = str(error).strip().partition("\n")[0]
             if why:
                 reasons.append(f"{way}: {why}")
             else:
-                ways[way] = lambda way=way: self._timed(way, forward, flats)  # type: ignore[misc]
+                ways[way] = lambda way=way: self._way(way, forward)(flats)  # type: ignore[misc]
         if len(ways) == 1:
             return Plan("loop", "; ".join(reasons) or "the only way that is exact")
         choice = fastest(ways, flats.device)
         return Plan(choice.winner, f"measured: {choice}")
 
-    def _timed(self, way: str, forward: Forward, flats: Tensor) -> Tensor:
-        shared = head_of(forward, self.weights) if way == "shared features" else None
-        return self._run(way, forward, flats, shared)
-
-    def _candidates(self, forward: Forward, flats: Tensor) -> list[str]:
+    def _candidates(self, forward: Forward, flats: Tensor, mirrored: bool) -> list[str]:
         found = []
         if head_of(forward, self.weights) is not None:
             found.append("shared features")
+        if mirrored:
+            found.append("mirrored pairs")
         if flats.numel() <= _MAX_VECTORISED:
             found.append("vectorised")
         return found

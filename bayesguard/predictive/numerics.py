@@ -1,6 +1,7 @@
 """What every predictive needs from arithmetic: float64 where the device has it, and bounded intermediates."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ def unfilled(like: Tensor) -> Tensor:
     return torch.from_numpy(np.empty(like.shape, np.float32 if like.dtype == torch.float32 else np.float64))
 
 
+@cache
 def keep_freed_memory() -> None:
     """Let the C library keep up to 64 MiB that one step frees for the next, as in any process that freed 32 MiB before.
 

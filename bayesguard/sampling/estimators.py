@@ -38,7 +38,7 @@ def random_weights(
     if estimator == "shared":
         return RandomWeights(samples)
     make = _local if estimator == "local_reparameterisation" else _flipout
-    return RandomWeights(samples, {func: make(samples, moments or {}) for func in _LAYERS})
+    return RandomWeights(samples, {func: make(samples, moments or {}) for func in LAYERS})
 
 
 def check_estimator(estimator: object) -> Estimator:
@@ -48,7 +48,7 @@ def check_estimator(estimator: object) -> Estimator:
     return estimator  # type: ignore[return-value]
 
 
-_LAYERS: dict[Callable[..., Any], int] = {  # and the axes that a unit's output has behind its channels
+LAYERS: dict[Callable[..., Any], int] = {  # and the axes that a unit's output has behind its channels
     F.linear: 0,
     F.conv1d: 1,
     F.conv2d: 2,
@@ -59,7 +59,7 @@ _LAYERS: dict[Callable[..., Any], int] = {  # and the axes that a unit's output 
 }
 
 
-def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Any, Any]:
+def layer_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Any, Any]:
     """Return input, weight, bias and the rest of a layer's call."""
     rest = dict(kwargs)
     named = dict(zip(("input", "weight", "bias"), args, strict=False))
@@ -73,7 +73,7 @@ def _local(samples: Mapping[int, Tensor], moments: Mapping[int, Moments]) -> Han
     """Kingma, Salimans, Welling, 2015, NeurIPS, eq. 6: the outputs of a layer are Gaussian, and independent."""
 
     def handler(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x, weight, bias, more, rest = _arguments(args, kwargs)
+        x, weight, bias, more, rest = layer_arguments(args, kwargs)
         own, shift = moments.get(id(weight)), moments.get(id(bias))
         if own is None and shift is None:
             return NotImplemented
@@ -92,10 +92,10 @@ def _flipout(samples: Mapping[int, Tensor], moments: Mapping[int, Moments]) -> H
     """Wen, Vicol, Ba, Tran, Grosse, 2018, ICLR, eq. 3 and 4; the bias is shared."""
 
     def handler(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        x, weight, bias, more, rest = _arguments(args, kwargs)
+        x, weight, bias, more, rest = layer_arguments(args, kwargs)
         if id(weight) not in moments:
             return NotImplemented
-        axes = _LAYERS[func]
+        axes = LAYERS[func]
         if x.dim() < 2 + axes:  # One example without an axis: there is nothing to flip apart.
             return NotImplemented
         deviation = samples[id(weight)] - moments[id(weight)].mean

@@ -45,7 +45,7 @@ class Forward:
     @property
     def device(self) -> torch.device:
         """The device of the first tensor among the inputs."""
-        return next(self._tensors()).device
+        return next(self.tensors()).device
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -72,11 +72,12 @@ class Forward:
     def _has_rows(self, leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.num_rows
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors among the inputs."""
         return (leaf for leaf in pytree.tree_leaves((self.inputs, self.kwargs)) if isinstance(leaf, Tensor))
 
     def _count_rows(self) -> int:
-        first = next(self._tensors(), None)
+        first = next(self.tensors(), None)
         if first is None:
             raise BadInput(
                 "no tensor among the inputs; hand in at least one tensor whose first axis is that of the examples"

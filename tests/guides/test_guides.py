@@ -29,6 +29,7 @@ from bayesguard.guides import (
     Radial,
     make_guide,
 )
+from bayesguard.sampling.normal_numbers import standard_normal_like
 from bayesguard.weights import Weights, select_weights
 
 # A flow is not centred, and has tests of its own.
@@ -215,9 +216,58 @@ def test_delta_is_the_maximum_a_posteriori() -> None:
     assert guide.noise_size == 0
 
 
+def test_fused_step_of_many_weights() -> None:
+    """In float32 the noise is made otherwise: the same noise gives the sample, divergence and gradients of the formulas."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(200, 100), nn.Linear(100, 3))
+    guide = MeanFieldNormal(Weights(module, select_weights(module)), 0.3)
+    with torch.no_grad():
+        guide.log_scale.uniform_(-7, 0)
+    for prior in (priors.Normal(0.7), priors.Normal(0.7, by_fan_in=True), priors.Informed(deepcopy(module), 0.3)):
+        torch.manual_seed(1)
+        sample, divergence = guide.draw_with_kl(prior)
+        slope = torch.linspace(-1, 1, len(sample))
+        loss = (sample * slope).sum() + 0.3 * divergence
+        got = (sample, divergence, *torch.autograd.grad(loss, [guide.log_scale, *guide.weights.tensors()]))
+        torch.manual_seed(1)
+        noise = standard_normal_like(guide.log_scale)
+        exact = deepcopy(guide).double()
+        exact.weights = Weights(deepcopy(module).double(), guide.weights.names)
+        sample = exact.rsample(noise.double())
+        divergence = exact.kl(prior, sample)
+        loss = (sample * slope.double()).sum() + 0.3 * divergence
+        want = (sample, divergence, *torch.autograd.grad(loss, [exact.log_scale, *exact.weights.tensors()]))
+        assert all(torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5) for a, b in zip(got, want, strict=True))
+        # The twins: other noise, and a divergence that is counted half.
+        assert not torch.allclose(got[0], exact.rsample(noise.double().flip(0)).float(), atol=1e-3)
+        assert not torch.allclose(got[2].double(), want[2] + 0.15, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_accumulate() -> None:
+    """What one step keeps for its gradient is its own: two losses in one backward pass, and one twice."""
+    torch.manual_seed(0)
+    module = nn.Linear(200, 100)
+    guide = MeanFieldNormal(Weights(module, ["weight", "bias"]), 0.3)
+    tensors = [guide.log_scale, *guide.weights.tensors()]
+
+    def loss() -> Tensor:
+        sample, divergence = guide.draw_with_kl(priors.Normal())
+        return sample.square().sum() + divergence
+
+    torch.manual_seed(1)
+    apart = [torch.autograd.grad(loss(), tensors) for _ in range(2)]
+    torch.manual_seed(1)
+    first, second = loss(), loss()
+    both = torch.autograd.grad(first + second, tensors, retain_graph=True)
+    assert all(torch.allclose(a + b, c, rtol=1e-5) for a, b, c in zip(*apart, both, strict=True))
+    again = torch.autograd.grad(first, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(again, apart[0], strict=True))
+
+
 @pytest.mark.parametrize("family", RANDOM)
 def test_opposite_draws(family: str) -> None:
     guide = guide_of(family)
+    assert guide.is_odd
     first, second = (guide.draw(torch.Generator().manual_seed(3), opposite=opposite) for opposite in (False, True))
     assert torch.allclose((first + second) / 2, guide.weights.flatten())
     assert not torch.allclose(first, second)

@@ -57,10 +57,10 @@ def test_every_way_gives_the_loops_outputs() -> None:
     flats = predictor._flats(0, range(6))
     forward = bg.sampling.Forward(predictor.network, (X.double(),), {})
     computed = predictor._outputs
-    want = computed._run("loop", forward, flats, None)
-    ways = computed._candidates(forward, flats)
+    want = computed._way("loop", forward)(flats)
+    ways = computed._candidates(forward, flats, mirrored=False)
     assert ways == ["shared features", "vectorised"]
-    assert all(torch.allclose(computed._timed(way, forward, flats), want, atol=1e-12) for way in ways)
+    assert all(torch.allclose(computed._way(way, forward)(flats), want, atol=1e-12) for way in ways)
 
 
 def test_a_head_with_something_behind_it_is_not_shared() -> None:
