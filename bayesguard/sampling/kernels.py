@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bayesguard.sampling.forward import dtype_of_autocast
 from bayesguard.sampling.masks import MaskSource, PassesDiffer
 
 Kernel = Callable[..., Any]
@@ -47,15 +48,36 @@ def attention(
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
-    scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scores = query @ key.mT
+    # Scores are the largest tensors where inputs are long, and nobody else holds these.
+    own = masks.can_overwrite and _is_plain(scores) and scores.is_contiguous()
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = scores.mul_(factor) if own else scores * factor
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    weights = scores.softmax(dim=-1)
-    return masks.multiply(weights, rate, weights.shape) @ value
+    if attn_mask is not None:
+        scores = _masked_scores(scores, attn_mask, own)
+    # Autocast does not see calls that write into a given tensor.
+    in_place = own and scores.device.type == "cpu" and dtype_of_autocast(scores.device) is None
+    weights = torch.softmax(scores, dim=-1, out=scores) if in_place else scores.softmax(dim=-1)
+    del scores
+    weights = masks.multiply(weights, rate, weights.shape, overwrite=own)
+    return weights @ value
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor is an ordinary dense one: no subclass, and not inside a transform of `torch.func`."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return type(tensor) is Tensor and not wrapped and tensor.layout == torch.strided
+
+
+def _masked_scores(scores: Tensor, mask: Tensor, own: bool) -> Tensor:
+    """Return scores under a mask: booleans, True where attention is paid, or what is added."""
+    is_bool = mask.dtype == torch.bool
+    shape, dtype = torch.broadcast_shapes(scores.shape, mask.shape), torch.result_type(scores, mask)
+    if own and _is_plain(mask) and shape == scores.shape and dtype == scores.dtype:
+        return scores.masked_fill_(~mask, -math.inf) if is_bool else scores.add_(mask)
+    return scores.masked_fill(~mask, -math.inf) if is_bool else scores + mask
 
 
 def multi_head_attention(mode: Mode, func: FunctionType, *args: Any, **kwargs: Any) -> Any:

@@ -53,14 +53,21 @@ class MaskSource(Protocol):
 
     calls: list[MaskCall]
 
+    @property
+    def can_overwrite(self) -> bool:
+        """Whether `multiply` can write over its input, so that work in place pays at all."""
+
     def rate(self, p: float, *, module: bool) -> float:
         """Return the drop rate to use where the network says `p`."""
 
     def keep(self, shape: Sequence[int], rate: float, device: torch.device) -> Tensor:
         """Return a boolean tensor that broadcasts to `shape`: True where a unit is kept."""
 
-    def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
-        """Return `input` with the dropped units zero and the kept ones divided by 1 - rate, never in place."""
+    def multiply(self, input: Tensor, rate: float, shape: Sequence[int], *, overwrite: bool = False) -> Tensor:
+        """Return `input` with the dropped units zero and the kept ones divided by 1 - rate.
+
+        With `overwrite` the result may lie where `input` did, which nobody else may hold.
+        """
 
 
 class Masks:
@@ -98,6 +105,10 @@ class Masks:
         self.calls: list[MaskCall] = []
         self._held: dict[int, Block] = {} if held is None else held
 
+    @property
+    def can_overwrite(self) -> bool:
+        return not torch.is_grad_enabled()
+
     def rate(self, p: float, *, module: bool) -> float:
         return asked_rate(self.p, p, module=module)
 
@@ -110,13 +121,14 @@ class Masks:
             return spread(self.keeps_of(self.draws, index, place, call), place, call.shape)
         return _tile(self._block(self.draws[0], index, place, call).keep(self.draws[0]), place, shape)
 
-    def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
+    def multiply(self, input: Tensor, rate: float, shape: Sequence[int], *, overwrite: bool = False) -> Tensor:
+        product = torch.Tensor.mul_ if overwrite and not torch.is_grad_enabled() else torch.mul
         ready = self._held.get(len(self.calls))
         if ready is not None and ready.call is not None and len(self.draws) == 1:
             factor = ready.ready_factor(self.draws[0], input, rate, shape)
             if factor is not None:
                 self.calls.append(ready.call)
-                return input * factor
+                return product(input, factor)
         if self.late_rows is not None:
             spread_out = self._spread_over_draws(input, rate, shape)
             if spread_out is not None:
@@ -131,14 +143,14 @@ class Masks:
             tiled = _tile(factor, place, shape)
             if tiled is factor and self.late_rows is None:
                 block.call = self.calls[-1]
-            return input * tiled
+            return product(input, tiled)
         if block.num_units * _MUCH_SMALLER <= input.numel() or input.dtype not in (torch.float32, torch.float64):
-            return input * _tile(block.keep(draw).to(input.dtype) * block.scale, place, shape)
+            return product(input, _tile(block.keep(draw).to(input.dtype) * block.scale, place, shape))
         # A byte that is 0 or a power of two, which the scale takes back exactly, is cheaper than a boolean.
         kept, scale = block.kept_byte(draw)
         if kept.shape == input.shape and not torch.is_grad_enabled():
-            return _multiplied_by_bytes(input, kept, scale)
-        return (input * _tile(kept, place, shape)).mul_(scale)
+            return _multiplied_by_bytes(input, kept, scale, input if overwrite else torch.empty_like(input))
+        return product(input, _tile(kept, place, shape)).mul_(scale)
 
     def channels(self, shape: Sequence[int], rate: float, device: torch.device) -> Channels | None:
         """Return the next mask if it drops whole channels; None, with no call counted, if it does not."""
@@ -304,6 +316,10 @@ class ReadyMasks:
         self.keeps, self.plan, self.layout, self.p = keeps, plan, layout, p
         self.calls: list[MaskCall] = []
 
+    @property
+    def can_overwrite(self) -> bool:
+        return False  # inside `vmap` a mask has an axis that its input need not have
+
     def rate(self, p: float, *, module: bool) -> float:
         return asked_rate(self.p, p, module=module)
 
@@ -314,7 +330,7 @@ class ReadyMasks:
         self.calls.append(call)
         return _tile(self.keeps[index], self.layout[index], shape)
 
-    def multiply(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor:
+    def multiply(self, input: Tensor, rate: float, shape: Sequence[int], *, overwrite: bool = False) -> Tensor:
         return _multiplied(input, self.keep(shape, rate, input.device), rate)
 
 
@@ -331,9 +347,8 @@ def _multiplied(input: Tensor, keep: Tensor, rate: float) -> Tensor:
     return input * (factor if rate == 1 else factor * (1 / (1 - rate)))
 
 
-def _multiplied_by_bytes(input: Tensor, kept: Tensor, scale: float) -> Tensor:
+def _multiplied_by_bytes(input: Tensor, kept: Tensor, scale: float, result: Tensor) -> Tensor:
     """Return `input * kept * scale` slice by slice: torch makes floats of all the bytes that it is given at once."""
-    result = torch.empty_like(input)
     rows = max(1, _SLICE * len(input) // max(1, input.numel()))
     for start in range(0, len(input), rows):
         part = slice(start, start + rows)
