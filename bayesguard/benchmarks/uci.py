@@ -292,7 +292,8 @@ def found(records: Sequence[Record], method: str, metric: str) -> Spread | None:
 def summary(folder: str | Path) -> str:
     """Return what the result files `uci-*.json` in a folder say of all sets together, as Markdown.
 
-    A method holds the published number where its mean is no worse than that by more than one published standard error.
+    A method holds the published number where its mean is no worse than that by more than one published standard error, and is
+    ahead of all where its NLL is below the last row.
     """
     import json
 
@@ -310,6 +311,8 @@ def summary(folder: str | Path) -> str:
         for source, title in (("dropout", "MC dropout"), ("ensemble", "Deep ensemble")):
             row = [_shown(*PUBLISHED[metric][source][data]) for data in UCI_SETS]
             lines.append(f"| *published: {title}, {label}* | {' | '.join(row)} |")
+    lowest = [_shown(best_published(data), None) for data in UCI_SETS]
+    lines.append(f"| *published: the lowest NLL (nats) of all* | {' | '.join(lowest)} |")
     return "\n".join(lines)
 
 
