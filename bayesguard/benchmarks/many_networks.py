@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -75,6 +76,12 @@ class Chance:
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the squared error of each example, [B, N], of outputs [B, 1, N]."""
     return (outputs[:, 0] - targets).square()
+
+
+def normal_nll(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the NLL of each example in nats, [B, N], as `likelihoods.HeteroscedasticGaussian` reads outputs [B, 2, N]."""
+    location, scale = outputs[:, 0], F.softplus(outputs[:, 1]).clamp_min(1e-6)
+    return ((targets - location) / scale).square() / 2 + scale.log() + math.log(2 * math.pi) / 2
 
 
 def train(

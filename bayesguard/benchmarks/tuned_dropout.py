@@ -1,9 +1,10 @@
-"""Dropout whose rate, and whose noise where the network does not tell it, are chosen on held-out training rows.
+"""Dropout whose rate and noise are chosen on held-out training rows: one network a split, or an ensemble.
 
 The protocol of Gal and Ghahramani (2016, ICML), as its authors' code has it: a grid search on the last fifth of the shuffled
 training rows, then the chosen network is trained again on all of them. Networks of all splits and rates train at once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,7 +25,8 @@ class Kind(NamedTuple):
     """What is trained and how it predicts.
 
     Attributes:
-        predictor: From the networks of a split, the scale of the noise, the number of draws and a seed to what predicts.
+        predictor: From the networks of a split, the scale of the noise, the draws of a network and a seed to what predicts.
+            Where a network tells its noise, the scale is a factor on that.
         loss: See `many_networks.train`.
         num_outputs: Of a network: 1 where one noise is chosen for all rows, 2 where it is told for each.
         num_members: Networks a split.
@@ -119,25 +121,41 @@ def best_scale(means: Tensor, targets: Tensor) -> tuple[float, float]:
     The likelihood is that of the equal mixture of the draws (Gal and Ghahramani 2016, eq. 8); where the published protocol
     takes the best of three precisions, this takes the best of all, between a 20th and 5 times the RMSE of the mean.
     """
+    centre = float((means.mean(0) - targets).square().mean().sqrt().clamp_min(1e-6).log())
+    return _best(means, torch.ones_like(means), targets, centre - 3.0, centre + 1.6)
+
+
+def best_factor(means: Tensor, scales: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Return the same for a factor, between a 20th and 20, on the scales [S, N] that the networks tell."""
+    return _best(means, scales, targets, -3.0, 3.0)
+
+
+def _best(means: Tensor, scales: Tensor, targets: Tensor, lower: float, upper: float) -> tuple[float, float]:
+    """Return the NLL and the factor on the scales with the lowest one; the bounds are those of its logarithm."""
     from scipy.optimize import minimize_scalar
 
-    def nll(log_scale: float) -> float:
-        mixture = ContinuousPredictive.from_normal(means, float(torch.tensor(log_scale).exp()), draws=True)
+    def nll(log_factor: float) -> float:
+        mixture = ContinuousPredictive.from_normal(means, scales * math.exp(log_factor), draws=True)
         return float(-mixture.log_prob(targets).double().mean())
 
-    centre = float((means.mean(0) - targets).square().mean().sqrt().clamp_min(1e-6).log())
-    found = minimize_scalar(nll, bounds=(centre - 3.0, centre + 1.6), method="bounded", options={"xatol": 1e-3})
-    return float(found.fun), float(torch.tensor(found.x).exp())
+    found = minimize_scalar(nll, bounds=(lower, upper), method="bounded", options={"xatol": 1e-3})
+    return float(found.fun), math.exp(found.x)
 
 
 def _judged(
     kind: Kind, networks: list[nn.Module], inputs: Tensor, targets: Tensor, draws: int, seed: int
 ) -> tuple[float, float]:
-    """Return the NLL on held-out rows and the scale it is reached with; a scale of 1 where the network tells its own."""
+    """Return the NLL on held-out rows, by which rates are compared, and the best scale of the noise, or factor on it.
+
+    Rates whose networks tell the noise are compared by the noise as told: a factor of its own for each would let a rate win
+    whose noise is far too small, by the luck that no held-out row lies far off.
+    """
     predictive = kind.predictor(networks, 1.0, draws, seed)(inputs)
-    if kind.num_outputs > 1:
-        return float(-predictive.log_prob(targets).double().mean()), 1.0
-    return best_scale(predictive.component.mean, targets)
+    means = predictive.component.loc
+    if kind.num_outputs == 1:
+        return best_scale(means, targets)
+    _, factor = best_factor(means, predictive.component.scale, targets)
+    return float(-predictive.log_prob(targets).double().mean()), factor
 
 
 def _shuffled(split: Standardised, seed: int) -> tuple[Tensor, Tensor]:
@@ -158,8 +176,8 @@ def _trained(
     networks: list[nn.Module] = []
     for start in range(0, len(jobs), _AT_ONCE):
         own = jobs[start : start + _AT_ONCE]
-        rates = torch.tensor([rate for _, rate in own])
         inputs, targets = (torch.stack([parts[number][place] for number, _ in own]) for place in range(2))
+        rates = torch.tensor([rate for _, rate in own], dtype=inputs.dtype)
         decays = decay(targets.shape[1]) * (1 - rates)
         stack: Stack = train(
             inputs,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard.benchmarks.cells import Cell, Record, Spread, check_run, collect, measure_all, measure_together, spread
 from bayesguard.benchmarks.datasets import Standardised, regression, standardised
-from bayesguard.benchmarks.many_networks import squared_error
+from bayesguard.benchmarks.many_networks import normal_nll, squared_error
 from bayesguard.benchmarks.published import UCI as PUBLISHED
 from bayesguard.benchmarks.published import UCI_PRECISIONS, UCI_SETS, Published
 from bayesguard.benchmarks.tuned_dropout import Kind, Search, tuned
@@ -38,7 +38,8 @@ _LABELS = {"rmse": "RMSE", "nll": "NLL (nats)"}
 class Recipe:
     """How a method is trained: epochs on small sets, larger ones and still larger ones, and whether the learning rate always falls.
 
-    `search` is of a method whose dropout rate is chosen on held-out rows, for all splits together; others have `build`.
+    `kind` and `search` are of a method whose dropout rate is chosen on held-out rows, for all splits together; others have
+    `build`.
     """
 
     label: str
@@ -48,13 +49,13 @@ class Recipe:
     build: Callable[["Recipe", int, int, int], Predictor] | None = None
     cosine: bool = False
     num_members: int = 1
-    dropout: float = 0.0
+    kind: Kind | None = None
     search: Search | None = None
     published: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the numbers, as JSON."""
-        unsaid = {"build", "label", "published"} | ({"search"} if self.search is None else {"dropout"})
+        unsaid = {"build", "kind", "label", "published"} | ({"search"} if self.search is None else set())
         return {name: value for name, value in asdict(self).items() if name not in unsaid}
 
 
@@ -67,12 +68,12 @@ def recipe_of(method: str, num_rows: int) -> Recipe:
 
 def deterministic(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predictor:
     """One network that tells a mean and a noise."""
-    return bg.Deterministic(_mean_and_scale(recipe, num_inputs, width, seed), _noise_of_input(), seed=seed)
+    return bg.Deterministic(_mean_and_scale(num_inputs, width, seed), _noise_of_input(), seed=seed)
 
 
 def ensemble(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predictor:
     """Several such networks."""
-    make = partial(_mean_and_scale, recipe, num_inputs, width)
+    make = partial(_mean_and_scale, num_inputs, width)
     return bg.DeepEnsemble(make, _noise_of_input(), num_members=recipe.num_members, seed=seed)
 
 
@@ -82,15 +83,19 @@ def dropout(networks: list[nn.Module], scale: float, draws: int, seed: int) -> P
     return bg.MCDropout(network, bg.likelihoods.Gaussian(scale=scale), num_samples=draws, seed=seed)
 
 
-def dropout_ensemble(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predictor:
-    """Several networks that tell a mean and a noise, each with its dropout left on."""
+def dropout_ensemble(networks: list[nn.Module], factor: float, draws: int, seed: int) -> Predictor:
+    """Networks that tell a mean and a noise, each with its dropout left on, and one factor on all their noise."""
     members = [
-        bg.MCDropout(
-            _mean_and_scale(recipe, num_inputs, width, 1000 * seed + k), _noise_of_input(), num_samples=20, seed=k
-        )
-        for k in range(recipe.num_members)
+        bg.MCDropout(network, _noise_of_input(), num_samples=draws)
+        if any(isinstance(layer, nn.Dropout) for layer in network.modules())
+        else bg.Deterministic(network, _noise_of_input())
+        for network in networks
     ]
-    return bg.DeepEnsemble(members, seed=seed)
+    predictor = bg.DeepEnsemble(members, seed=seed)
+    scaling = bg.calibration.VarianceScaling()
+    scaling.load_state_dict({"factor": torch.tensor(factor), "is_fitted": torch.tensor(True)})
+    predictor.calibrators.append(scaling)
+    return predictor
 
 
 METHODS = {
@@ -100,19 +105,20 @@ METHODS = {
         (4000, 4000, 2000),
         0.001,
         128,
+        kind=Kind(dropout, squared_error),
         search=Search((0.005, 0.01, 0.05, 0.1), draws=512, final_draws=2048, epochs=(4000, 500, 250)),
         published="dropout",
     ),
     "ensemble": Recipe("Deep ensemble", (40, 40), 0.01, 100, ensemble, num_members=5, published="ensemble"),
     "dropout_ensemble": Recipe(
         "Deep ensemble with dropout",
-        (400, 40),
+        (1000, 100, 50),
         0.01,
         100,
-        dropout_ensemble,
         cosine=True,
         num_members=5,
-        dropout=0.01,
+        kind=Kind(dropout_ensemble, normal_nll, num_outputs=2),
+        search=Search((0.0, 0.005, 0.01, 0.05, 0.1), draws=64, final_draws=200, epochs=(1000, 50, 25)),
     ),
 }
 
@@ -206,10 +212,11 @@ def measure_tuned(
     splits = [standardised(rows, cell.seed) for cell in cells]
     num_rows = len(splits[0].train_targets)
     recipe = recipe_of(cells[0].method, num_rows)
+    assert recipe.kind is not None
     assert recipe.search is not None
     found = tuned(
-        Kind(dropout, squared_error),
-        replace(recipe.search, draws=8, final_draws=8) if small else recipe.search,
+        recipe.kind._replace(num_members=recipe.num_members),
+        replace(recipe.search, draws=64, final_draws=64) if small else recipe.search,
         splits,
         partial(_decay, UCI_PRECISIONS[data]),
         width=_width(data),
@@ -220,9 +227,14 @@ def measure_tuned(
         cosine=recipe.cosine,
     )
     return [
-        {**_tested(own.predictor.to(device), split), "rate": own.rate, "scale": own.scale * split.target_sd}
+        {**_tested(own.predictor.to(device), split), "rate": own.rate, **_noise(recipe.kind, own.scale, split)}
         for own, split in zip(found, splits, strict=True)
     ]
+
+
+def _noise(kind: Kind, scale: float, split: Standardised) -> dict[str, float]:
+    """Return what was chosen of the noise: its scale in the target's own unit, or the factor on what is told."""
+    return {"scale": scale * split.target_sd} if kind.num_outputs == 1 else {"factor": scale}
 
 
 def _decay(precision: float, num_rows: int) -> float:
@@ -280,7 +292,8 @@ def found(records: Sequence[Record], method: str, metric: str) -> Spread | None:
 def summary(folder: str | Path) -> str:
     """Return what the result files `uci-*.json` in a folder say of all sets together, as Markdown.
 
-    A method holds the published number where its mean is no worse than that by more than one published standard error.
+    A method holds the published number where its mean is no worse than that by more than one published standard error, and is
+    ahead of all where its NLL is below the last row.
     """
     import json
 
@@ -298,6 +311,8 @@ def summary(folder: str | Path) -> str:
         for source, title in (("dropout", "MC dropout"), ("ensemble", "Deep ensemble")):
             row = [_shown(*PUBLISHED[metric][source][data]) for data in UCI_SETS]
             lines.append(f"| *published: {title}, {label}* | {' | '.join(row)} |")
+    lowest = [_shown(best_published(data), None) for data in UCI_SETS]
+    lines.append(f"| *published: the lowest NLL (nats) of all* | {' | '.join(lowest)} |")
     return "\n".join(lines)
 
 
@@ -324,12 +339,6 @@ def _noise_of_input() -> bg.likelihoods.Likelihood:
     return bg.likelihoods.HeteroscedasticGaussian()
 
 
-def _mean_and_scale(recipe: Recipe, num_inputs: int, width: int, seed: int) -> nn.Module:
-    return _built(seed, num_inputs, width, 2, recipe.dropout)
-
-
-def _built(seed: int, num_inputs: int, width: int, num_outputs: int, rate: float) -> nn.Module:
-    before, between = ([nn.Dropout(rate)] if rate else [] for _ in range(2))
+def _mean_and_scale(num_inputs: int, width: int, seed: int) -> nn.Module:
     with seeded_default_generators(torch.device("cpu"), seed, "network"):
-        layers = [*before, nn.Linear(num_inputs, width), nn.ReLU(), *between, nn.Linear(width, num_outputs)]
-    return nn.Sequential(*layers)
+        return nn.Sequential(nn.Linear(num_inputs, width), nn.ReLU(), nn.Linear(width, 2))

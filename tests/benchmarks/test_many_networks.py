@@ -1,53 +1,18 @@
 """Networks trained at once: each equals one trained alone by the plain loop, and none sees another's rows."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bayesguard.benchmarks.many_networks import Chance, Loss, Stack, squared_error, train
+from bayesguard.benchmarks.many_networks import Chance, Loss, Stack, normal_nll, squared_error, train
+from bayesguard.likelihoods import HeteroscedasticGaussian
+from tests.benchmarks.plain_loop import Kept, alone
 
-_ROWS, _FEATURES, _WIDTH, _BATCH, _EPOCHS, _DECAY = 23, 3, 7, 8, 5, 1e-3
+_ROWS, _FEATURES = 23, 3
+_TRAINING: dict[str, Any] = {"width": 7, "batch_size": 8, "epochs": 5, "learning_rate": 0.01, "decay": 1e-3}
 _RATES = torch.tensor([0.0, 0.05, 0.3], dtype=torch.float64)
-
-
-class Kept(Chance):
-    """Keeps what was drawn."""
-
-    def __init__(self, rates: Tensor, seed: int) -> None:
-        super().__init__(rates, seed)
-        self.first: list[Tensor] = []
-        self.passes: list[Tensor] = []
-        self.hits: list[tuple[int, Tensor]] = []
-
-    def uniform(self, *shape: int, limit: float) -> Tensor:
-        self.first.append(super().uniform(*shape, limit=limit))
-        return self.first[-1].clone()
-
-    def orders(self, num_rows: int) -> Tensor:
-        self.passes.append(super().orders(num_rows))
-        return self.passes[-1]
-
-    def dropped(self, num_units: int, steps: int) -> Sequence[Tensor]:
-        found = super().dropped(num_units, steps)
-        self.hits += [(num_units, places) for places in found]
-        return found
-
-    def masks(self, network: int) -> dict[int, list[Tensor]]:
-        """Return for each number of units the masks of one network, in the order of the steps."""
-        found: dict[int, list[Tensor]] = {}
-        for units, places in self.hits:
-            mask = torch.ones(len(self.rates) * units, dtype=torch.float64)
-            mask[places] = 0.0
-            found.setdefault(units, []).append(mask.view(-1, units)[network])
-        return found
-
-
-def negative_log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
-    scale = F.softplus(outputs[:, 1])
-    return ((outputs[:, 0] - targets) / scale).square() / 2 + scale.log()
 
 
 def rows(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -56,54 +21,19 @@ def rows(seed: int = 0) -> tuple[Tensor, Tensor]:
     return inputs, torch.randn(len(_RATES), _ROWS, generator=generator, dtype=torch.float64)
 
 
-def together(inputs: Tensor, targets: Tensor, chance: Chance, loss: Loss, num_outputs: int, cosine: bool) -> Stack:
-    return train(
-        inputs, targets, chance, loss=loss, num_outputs=num_outputs, width=_WIDTH, epochs=_EPOCHS, batch_size=_BATCH,
-        learning_rate=0.01, cosine=cosine, decay=_DECAY,
-    )  # fmt: skip
+def together(inputs: Tensor, targets: Tensor, chance: Chance, loss: Loss, **how: Any) -> Stack:
+    return train(inputs, targets, chance, loss=loss, **_TRAINING, **how)
 
 
-def alone(
-    index: int, inputs: Tensor, targets: Tensor, chance: Kept, loss: Loss, num_outputs: int, cosine: bool
-) -> nn.Sequential:
-    """Train one network with torch's layers, autograd and Adam from the same random numbers."""
-    hidden, output = nn.Linear(_FEATURES, _WIDTH).double(), nn.Linear(_WIDTH, num_outputs).double()
-    with torch.no_grad():
-        hidden.weight.copy_(chance.first[0][index].T)
-        output.weight.copy_(chance.first[1][index])
-        hidden.bias.zero_()
-        output.bias.zero_()
-    network = nn.Sequential(hidden, nn.ReLU(), output)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS)
-    masks, keep = chance.masks(index), 1 - float(chance.rates[index])
-    for order in chance.passes:
-        for batch in order[index].split(_BATCH):
-            # A row lies in memory with a 1 and its target behind the features; what hits those two is nothing.
-            seen = masks[len(batch) * (_FEATURES + 2)].pop(0).view(len(batch), -1)[:, :_FEATURES] / keep
-            between = masks[len(batch) * _WIDTH].pop(0).view(len(batch), -1) / keep
-            outputs = output(hidden(inputs[index, batch] * seen).relu() * between)
-            value = loss(outputs.T.unsqueeze(0), targets[index, batch].unsqueeze(0)).mean()
-            value = value + _DECAY * (hidden.weight.square().sum() + output.weight.square().sum())
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-        if cosine:
-            schedule.step()
-    assert not any(masks.values())
-    return network
-
-
-@pytest.mark.parametrize(
-    ("loss", "num_outputs", "cosine"), [(squared_error, 1, False), (negative_log_likelihood, 2, True)]
-)
+@pytest.mark.parametrize(("loss", "num_outputs", "cosine"), [(squared_error, 1, False), (normal_nll, 2, True)])
 def test_each_network_is_the_one_that_the_plain_loop_trains(loss: Loss, num_outputs: int, cosine: bool) -> None:
     inputs, targets = rows()
     chance = Kept(_RATES, seed=3)
-    stack = together(inputs, targets, chance, loss, num_outputs, cosine)
+    how: dict[str, Any] = {"num_outputs": num_outputs, "cosine": cosine}
+    stack = together(inputs, targets, chance, loss, **how)
     points = torch.randn(11, _FEATURES, dtype=torch.float64)
     for index in range(len(_RATES)):
-        plain = alone(index, inputs, targets, chance, loss, num_outputs, cosine)
+        plain = alone(index, inputs[index], targets[index], chance, loss, **_TRAINING, **how)
         own = stack.hidden[index, :-1].T, stack.hidden[index, -1], stack.output[index], stack.bias[index]
         for found, expected in zip(own, plain.parameters(), strict=True):
             assert torch.allclose(found, expected, rtol=0, atol=1e-10)
@@ -112,10 +42,10 @@ def test_each_network_is_the_one_that_the_plain_loop_trains(loss: Loss, num_outp
 
 def test_rows_of_one_network_are_nothing_to_the_others() -> None:
     inputs, targets = rows()
-    before = together(inputs, targets, Chance(_RATES, 0), squared_error, 1, False)
+    before = together(inputs, targets, Chance(_RATES, 0), squared_error)
     others, wanted = rows(1)
     inputs[1], targets[1] = others[1], wanted[1]
-    after = together(inputs, targets, Chance(_RATES, 0), squared_error, 1, False)
+    after = together(inputs, targets, Chance(_RATES, 0), squared_error)
     for index, same in ((0, True), (1, False), (2, True)):
         assert torch.equal(before.hidden[index], after.hidden[index]) is same
         assert torch.equal(before.output[index], after.output[index]) is same
@@ -145,6 +75,14 @@ def test_every_row_is_used_once_a_pass() -> None:
 
 
 def test_a_network_drops_at_its_own_rate() -> None:
-    stack = together(*rows(), Chance(_RATES, 0), squared_error, 1, False)
+    stack = together(*rows(), Chance(_RATES, 0), squared_error)
     assert [layer.p for layer in stack.network(2) if isinstance(layer, nn.Dropout)] == [pytest.approx(0.3)] * 2
     assert not any(isinstance(layer, nn.Dropout) for layer in stack.network(0))
+
+
+def test_the_nll_is_that_of_the_likelihood_that_predicts() -> None:
+    # Raw scales far below 0, where the smallest scale is reached, and far above.
+    outputs = torch.stack([torch.linspace(-2, 2, 9), torch.linspace(-40, 40, 9)]).double().expand(3, 2, 9)
+    targets = torch.randn(3, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = -HeteroscedasticGaussian().log_prob(outputs.movedim(1, 2).reshape(27, 2), targets.reshape(27))
+    assert torch.allclose(normal_nll(outputs, targets).reshape(27), expected, rtol=1e-12)
