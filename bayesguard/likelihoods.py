@@ -26,6 +26,7 @@ from bayesguard.predictive import (
     CountPredictive,
     Predictive,
 )
+from bayesguard.predictive.few import are_few
 
 # A scale below this (in the target's unit) makes a density overflow float32 before it means anything.
 _MIN_SCALE = 1e-6
@@ -348,7 +349,7 @@ def _refuse_probabilities(logits: Tensor) -> bool:
     # All rows would have to be probabilities: the first one, or the sum of a few, settles it for nearly every network.
     some = logits if size < _FEW else logits[(0,) * (logits.dim() - 1)]
     rows = some.numel() // logits.shape[-1]
-    total = some.sum().item()
+    total = sum(some.flatten().tolist()) if are_few(some) else some.sum().item()
     are_finite = size < _FEW and math.isfinite(total)
     if not abs(total - rows) < 1e-3 * rows:
         return are_finite

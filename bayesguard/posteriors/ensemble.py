@@ -185,7 +185,9 @@ class DeepEnsemble(Predictor):
         if outputs is None or draws.stopping is not None:
             return super()._answer(inputs, kwargs, draws, offset)
         if draws.keep and _read_alike(members):
-            return self._calibrated(members[0].likelihood.predictive(outputs), "draws")
+            # Not `.likelihood`, as in `_calibrated`.
+            likelihood: Any = members[0]._modules["likelihood"]
+            return self._calibrated(likelihood.predictive(outputs), "draws")
         return collect(self._parts_of(members, outputs), draws.keep)
 
     @property
@@ -301,15 +303,19 @@ def _check_different(members: Sequence[Predictor]) -> None:
 
 def _read_alike(members: Sequence[Predictor]) -> bool:
     """Whether the members' likelihoods are one, which learns nothing, and no member has a calibrator."""
-    likelihoods: list[Any] = [member._modules["likelihood"] for member in members]
-    kind = type(likelihoods[0])
-    if kind not in _STATELESS or set(map(type, likelihoods)) != {kind}:
+    first: Any = members[0]._modules["likelihood"]
+    kind = type(first)
+    if kind not in _STATELESS:
         return False
     name = _STATELESS[kind]
-    if name is not None and len({vars(likelihood)[name] for likelihood in likelihoods}) > 1:
-        return False
-    calibrators: list[Any] = [member._modules["calibrators"] for member in members]
-    return not any(held._modules for held in calibrators)  # len() of a list of modules is code in Python
+    for member in members:
+        held: Any = member._modules
+        own = held["likelihood"]
+        if type(own) is not kind or (name is not None and vars(own)[name] != vars(first)[name]):
+            return False
+        if held["calibrators"]._modules:  # len() of a list of modules is code in Python
+            return False
+    return True
 
 
 def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

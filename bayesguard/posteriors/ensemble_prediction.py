@@ -6,7 +6,6 @@ is remembered. Whatever a way cannot take falls back to the loop.
 
 import threading
 from collections.abc import Callable, Sequence
-from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -170,11 +169,12 @@ def _is_plain_member(member: Predictor) -> bool:
 def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
     """Whether the members are still those whose networks were stacked, and give all of their output."""
     # An attribute that is a module takes torch ten times as long to find as an entry of its dictionary.
-    return (
-        len(members) == batch.count
-        and all(map(is_, [member._modules["network"] for member in members], batch.networks))
-        and all(member.output is None for member in members)
-    )
+    if len(members) != batch.count:
+        return False
+    for member, network in zip(members, batch.networks, strict=True):
+        if member._modules["network"] is not network or member.output is not None:
+            return False
+    return True
 
 
 def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:

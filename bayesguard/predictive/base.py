@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from bayesguard.predictive.samples import SamplePredictive
 
 
+_NO_EVENT = torch.Size()
+
+
 class Decomposition(NamedTuple):
     """Uncertainty and its two parts, each of the predictive's batch shape, with `total = aleatoric + epistemic`.
 
@@ -64,9 +67,11 @@ class Predictive(Distribution):
     exact: bool
     groups: Groups
 
-    def _set(self, batch_shape: Sequence[int], weights: Tensor, exact: bool, groups: Groups) -> None:
-        super().__init__(torch.Size(batch_shape), torch.Size(), validate_args=False)
-        self.weights, self.exact, self.groups = weights, exact, groups
+    def _set(self, batch_shape: Sequence[int], weights: Tensor | None, exact: bool, groups: Groups) -> None:
+        super().__init__(torch.Size(batch_shape), _NO_EVENT, validate_args=False)
+        self.exact, self.groups = exact, groups
+        if weights is not None:
+            self.weights = weights
 
     # -- what each kind of predictive says about itself
 

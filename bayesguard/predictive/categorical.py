@@ -57,7 +57,7 @@ class CategoricalPredictive(PooledPredictive):
     def _of_finite(cls, logits: Tensor, exact: bool) -> CategoricalPredictive:
         """Make a predictive with equal weights from float32 or float64 logits `[S, N, ..., K]` known to be finite."""
         new = cls.__new__(cls)
-        return new._fill(_log_softmax(logits), None, normalised_weights(None, logits.shape[0], logits), exact)
+        return new._fill(_log_softmax(logits), None, None, exact)
 
     @classmethod
     def from_logits(cls, logits: object, draws: bool = False) -> CategoricalPredictive:

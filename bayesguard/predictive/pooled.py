@@ -15,12 +15,12 @@ from torch.distributions import Distribution
 
 from bayesguard.checks import check_level
 from bayesguard.errors import BadInput, BadType
-from bayesguard.predictive.base import Decomposition, Predictive, to_numpy
+from bayesguard.predictive.base import Decomposition, Predictive, normalised_weights, to_numpy
+from bayesguard.predictive.few import UNDERFLOW, are_few, pooled_of_few, tensor_of
 from bayesguard.predictive.groups import Groups, variance_between
 from bayesguard.predictive.numerics import BUDGET, CACHED, in_slices, slices, wide
 
-_UNDERFLOW = 1e-290  # below this the logarithm of a float64 probability loses digits
-_LOG_UNDERFLOW = math.log(_UNDERFLOW)
+_LOG_UNDERFLOW = math.log(UNDERFLOW)
 _FAR_DOWN = -1e4  # logarithm of a probability that is zero in float64, and finite
 _EVERY = slice(None)
 _LONG_ROW = 256
@@ -82,16 +82,18 @@ def _normalised(log_probs: Tensor) -> Tensor:
 
 
 def _pooled(probs: Tensor, log_probs: Tensor, weights: Tensor) -> Tensor:
+    if are_few(log_probs) and (few := pooled_of_few(log_probs, weights)) is not None:
+        return tensor_of(few, log_probs.shape[1:], log_probs.dtype)
     share = weights.view(-1, *[1] * (probs.dim() - 1))
     # For a few numbers the bookkeeping of a product takes longer than a sum.
     mean = (probs * share).sum(0) if probs.numel() < _FEW else torch.tensordot(weights, probs, dims=1)
     # On CUDA a look would wait for the device. No logarithm is positive: the sum is below every one of them.
     if not mean.is_cuda:
         pooled = mean.log()
-        if pooled.sum().item() > _LOG_UNDERFLOW or mean.numel() == 0 or mean.min().item() >= _UNDERFLOW:
+        if pooled.sum().item() > _LOG_UNDERFLOW or mean.numel() == 0 or mean.min().item() >= UNDERFLOW:
             return pooled
     far_down = (log_probs.log_softmax(-1) + share.log()).logsumexp(0)
-    return torch.where(mean < _UNDERFLOW, far_down, mean.clamp_min(_UNDERFLOW).log())
+    return torch.where(mean < UNDERFLOW, far_down, mean.clamp_min(UNDERFLOW).log())
 
 
 def moments_of(log_probs: Tensor, weights: Tensor, groups: Groups = None) -> Moments:
@@ -138,8 +140,20 @@ class PooledPredictive(Predictive):
 
     # -- draws and moments
 
+    @cached_property
+    def weights(self) -> Tensor:  # type: ignore[override]
+        """Equal weights, where none were given: made when somebody asks."""
+        draws = self.draw_logits
+        with torch.inference_mode(False):
+            return normalised_weights(None, draws.shape[0], draws)
+
+    @property
+    def num_samples(self) -> int:
+        """S, the number of draws in the mixture."""
+        return self.weights.shape[0] if self._draws is None else self._draws.shape[0]
+
     def _fill(
-        self, draws: Tensor | None, moments: Moments | None, weights: Tensor, exact: bool, groups: Groups = None
+        self, draws: Tensor | None, moments: Moments | None, weights: Tensor | None, exact: bool, groups: Groups = None
     ) -> Self:
         if draws is not None:
             batch_shape = draws.shape[1 : draws.dim() - self._num_class_axes]
@@ -189,6 +203,11 @@ class PooledPredictive(Predictive):
         """Log-probabilities of the mixture; what the draws disagree about is left until somebody asks."""
         if self._draws is None or "_moments" in self.__dict__:
             return self._moments.log_probs
+        if self._num_class_axes == 1 and (draws := self._draws).shape[0] > 1 and are_few(draws):
+            # A few draws are log-probabilities as they are, and their equal weights are made for nobody.
+            pooled = pooled_of_few(draws, self.__dict__.get("weights"))
+            if pooled is not None:
+                return tensor_of(pooled, draws.shape[1:], draws.dtype)
         parts = [pooled_of(self._draw_log_probs(rows), self.weights) for rows in self._slices()]
         pooled = parts[0] if len(parts) == 1 else torch.cat(parts)
         # As `to` does, in half of the time.
