@@ -386,10 +386,11 @@ def report(
     results: Annotated[Path, typer.Option(help="Folder of the result files.")] = RESULT_FILES,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS / "benchmarks.html",
     write: Annotated[
-        bool, typer.Option("--write", help="Also write the tables of README.md and docs in this folder anew.")
+        bool,
+        typer.Option("--write", help="Also write the tables and figures of README.md and docs in this folder anew."),
     ] = False,
 ) -> None:
-    """Every stored result as one page, and the tables of README and docs."""
+    """Every stored result as one page, and the tables and figures of README and docs."""
     from bayesguard.benchmarks.report import run
     from bayesguard.benchmarks.report import write as write_tables
 
