@@ -1,4 +1,4 @@
-"""Every stored result as one page, and the tables of README and docs. `python benchmarks/report.py --help` lists the options."""
+"""Every stored result as one page, and the tables and figures of README and docs. `python benchmarks/report.py --help` lists the options."""
 
 import sys
 

@@ -222,15 +222,22 @@ def _guarded(
     common = {
         "seconds": round((time.perf_counter() - start) / len(cells), 3),
         "peak_memory_mib": _peak(where),
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {threads or before} threads",
-        "date": datetime.now(UTC).date().isoformat(),
-        "versions": {"bayesguard": bg.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        **circumstances(where, threads or before),
     }
     records = [
         {**cell._asdict(), "settings": asked, "values": own, **common}
         for cell, asked, own in zip(cells, settings, values, strict=True)
     ]
     return cells, records, None
+
+
+def circumstances(device: torch.device, threads: int) -> dict[str, Any]:
+    """Return on what a run was made, today's date, and the versions."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads",
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {"bayesguard": bg.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
 
 
 @cache

@@ -17,6 +17,7 @@ from torch import Tensor
 import bayesguard as bg
 from bayesguard.benchmarks import recipes
 from bayesguard.benchmarks.cells import Cell, Record, check_methods, collect, measure_all
+from bayesguard.benchmarks.cifar10_c_scores import Scored, averaged, by_set, scored
 from bayesguard.benchmarks.cifar10_c_tables import table
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.recipes import METHODS, Plan
@@ -24,11 +25,9 @@ from bayesguard.benchmarks.residual import NETWORKS, num_parameters
 from bayesguard.benchmarks.unseen import CONTENT, FAMILIES, ROWS, answers, fitted, rows
 from bayesguard.calibration import TemperatureScaling
 from bayesguard.errors import BadInput
-from bayesguard.metrics.functional import accuracy, brier_score, expected_calibration_error, negative_log_likelihood
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
 from bayesguard.shift import suite as suite_of
-from bayesguard.shifting import AnyShift
 
 SUITES = ("cifar10-c-ovadia", "cifar10-c")
 # Members as in the table that is set beside: 10 by Ovadia et al., 4 by uncertainty-baselines.
@@ -75,7 +74,7 @@ def run(
         say: Where the tables go.
 
     Returns:
-        A record for each method and seed, with every number of every shifted set.
+        A record for each method and seed, with every number of every shifted set, and reliability bins by severity.
 
     Raises:
         BadInput: An unknown suite, method, network, budget or device.
@@ -142,15 +141,15 @@ def measure(
     tested, labels = answers(predictor, images.test, shifts, cell.seed + 1)
     temperature = TemperatureScaling().fit(Predictive.from_logits(clean.logits), targets).temperature
     found = {
-        "as trained": [_scores(pred, labels) for pred in tested],
-        "temperature": [_scores(Predictive.from_logits(pred.logits / temperature), labels) for pred in tested],
+        "as trained": [scored(pred, labels) for pred in tested],
+        "temperature": [scored(Predictive.from_logits(pred.logits / temperature), labels) for pred in tested],
     }
     if method.shift_aware:
         seen = [*shifts, *suite_of(CONTENT, cell.seed)]
         held, _ = answers(predictor, images.calibration, seen, cell.seed)
         found |= left_out(held, targets, tested, labels, [shift.name for shift in seen], cell.seed)
     return {
-        "rows": {row: _by_set(shifts, scores) for row, scores in found.items()},
+        "rows": {row: by_set(shifts, own) for row, own in found.items()},
         "temperature": float(temperature),
         "parameters": num_parameters(predictor),
         "train_seconds": round(seconds, 2),
@@ -165,7 +164,7 @@ def left_out(
     labels: Tensor,
     kinds: Sequence[str],
     seed: int,
-) -> dict[str, list[dict[str, float]]]:
+) -> dict[str, list[Scored]]:
     """Return scores of what is calibrated on shifts of all families but one, on undisturbed data and on that one.
 
     Args:
@@ -177,11 +176,11 @@ def left_out(
         seed: Of the calibrators.
 
     Returns:
-        For each row of `unseen.ROWS` that follows the shift: the scores of each set, those of undisturbed data as means over
-        the families left out.
+        For each row of `unseen.ROWS` that follows the shift: the scores and bins of each set, those of undisturbed data as means
+        and sums over the families left out.
     """
     names = ["", *kinds]
-    found: dict[str, list[list[dict[str, float]]]] = {row: [[] for _ in tested] for row in ROWS[2:]}
+    found: dict[str, list[list[Scored]]] = {row: [[] for _ in tested] for row in ROWS[2:]}
     for family in FAMILIES.values():
         if not set(family) & set(kinds):
             continue
@@ -193,8 +192,8 @@ def left_out(
                 continue
             for row, answer in rows(calibrators, pred, labels).items():
                 if row in found:
-                    found[row][place].append(_scores(answer, labels))
-    return {row: [_mean(each) for each in sets] for row, sets in found.items()}
+                    found[row][place].append(scored(answer, labels))
+    return {row: [averaged(each) for each in sets] for row, sets in found.items()}
 
 
 def _settings(suite: str, network: str, epochs: int | None, budget: str) -> dict[str, Any]:
@@ -237,30 +236,6 @@ def _images(train: int | None, test: int | None, data_dir: str | Path | None) ->
         calibration=first(images.calibration, test),
         test=first(images.test, test),
     )
-
-
-def _scores(pred: Predictive, labels: Tensor) -> dict[str, float]:
-    probs = pred.probs
-    return {
-        "accuracy": float(accuracy(probs, labels)),
-        "nll": float(negative_log_likelihood(pred, labels)),
-        "brier": float(brier_score(probs, labels)),
-        "ece": float(expected_calibration_error(probs, labels)),
-    }
-
-
-def _mean(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(each[name] for each in scores) / len(scores) for name in scores[0]}
-
-
-def _by_set(shifts: Sequence[AnyShift], scores: Sequence[dict[str, float]]) -> dict[str, Any]:
-    clean, *shifted = scores
-    return {
-        "clean": clean,
-        "sets": [
-            {"shift": shift.name, "severity": shift.severity, **own} for shift, own in zip(shifts, shifted, strict=True)
-        ],
-    }
 
 
 def _relative_time(predictor: Predictor, plan: Plan, repeats: int) -> float:

@@ -44,8 +44,12 @@ def shift(
     data_dir: DataDir = None,
     budget: Budget = "full",
     suite: Annotated[str | None, typer.Option(help="cifar10 only: cifar10-c-ovadia (default) or cifar10-c.")] = None,
-    network: Annotated[str | None, typer.Option(help="cifar10 only: resnet20 (default), resnet18, ...")] = None,
-    seeds: Annotated[int | None, typer.Option(help="cifar10 only: how many, from --seed on. One by default.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="cifar10: resnet20 (default), resnet18, ...; --shift: as its command.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="cifar10 and --shift: how many; one by default, three of labels.")
+    ] = None,
     jobs: Jobs = None,
     shift: Annotated[
         str | None, typer.Option(help="rotation or translation, as the command mnist-shift; labels, as label-shift.")
@@ -71,11 +75,12 @@ def shift(
     if shift is not None:
         from bayesguard.benchmarks import image_recipes, mnist_shift
 
-        refused = {"suite": suite, "network": network, "seed": seed or None}
+        refused = {"suite": suite, "seed": seed or None}
         if only := [name for name, value in refused.items() if value is not None]:
             raise BadInput(f"--{only[0]} is not for --shift {shift}; use the command mnist-shift, or leave it out")
         sizes = {"seeds": 1 if seeds is None else seeds, "jobs": jobs, "budget": budget, "progress": _watched()}
-        mnist_shift.run(data, shift, methods=named or image_recipes.METHODS, **sizes, **common)
+        chosen = named or image_recipes.METHODS
+        mnist_shift.run(data, shift, methods=chosen, network=network, **sizes, **common)
         return
     from bayesguard.benchmarks.cifar10_c import run_shift
 
@@ -386,10 +391,11 @@ def report(
     results: Annotated[Path, typer.Option(help="Folder of the result files.")] = RESULT_FILES,
     out: Annotated[Path, typer.Option(help="The page to write.")] = RESULTS / "benchmarks.html",
     write: Annotated[
-        bool, typer.Option("--write", help="Also write the tables of README.md and docs in this folder anew.")
+        bool,
+        typer.Option("--write", help="Also write the tables and figures of README.md and docs in this folder anew."),
     ] = False,
 ) -> None:
-    """Every stored result as one page, and the tables of README and docs."""
+    """Every stored result as one page, and the tables and figures of README and docs."""
     from bayesguard.benchmarks.report import run
     from bayesguard.benchmarks.report import write as write_tables
 

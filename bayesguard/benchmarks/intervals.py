@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-import bayesguard as bg
+from bayesguard.benchmarks.cells import circumstances
 from bayesguard.metrics.registry import specs_for
 from bayesguard.predictive import Predictive
 from bayesguard.results import CLEAN
@@ -127,7 +127,7 @@ def run(
         say: Where the progress and the table go.
 
     Returns:
-        What was written: settings, versions, and the coverage of each metric, size, truth and kind of interval.
+        What was written: settings, time, device, date, versions, and the coverage of each metric, size, truth and kind of interval.
     """
     start = time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -144,8 +144,8 @@ def run(
         "num_bins": _BINS,
         "sd_of_logits": _SPREAD,
         "seed": seed,
-        "torch": torch.__version__,
-        "bayesguard": bg.__version__,
+        "seconds": round(time.perf_counter() - start, 1),
+        **circumstances(torch.device("cpu"), torch.get_num_threads()),
     }
     content = {"meta": meta, "coverage": rows}
     path = Path(out) / "intervals.json"

@@ -7,16 +7,20 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bayesguard.benchmarks.cells import Record, Spread, spread
 from bayesguard.benchmarks.image_cells import FOREIGN, SHIFTS, collect_rows, cost_table, records_of
 from bayesguard.benchmarks.image_recipes import METHODS
 from bayesguard.errors import BadFile, BadInput
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 QUALITIES = ("accuracy", "nll", "brier", "ece")
 # "Strong" is not defined in the paper: here it is a quarter turn and more.
 STRONG = 90
+DPI = 120
 
 Curves = dict[str, list[dict[str, dict[int, float]]]]
 
@@ -162,23 +166,26 @@ def described(records: Sequence[Record]) -> str:
     )
 
 
-def draw(result: str | Path, figure: str | Path) -> None:
-    """Draw accuracy, Brier score and ECE against the shift from a result file, a line a method: figure 1 of the paper.
+def draw(result: str | Path, path: str | Path) -> None:
+    """Draw a result file; see `figure`.
 
     Raises:
         BadFile: A file that is no result of this benchmark.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     try:
-        content = json.loads(Path(result).read_text())
-        shift = content["meta"]["shift"]
-        curves = curves_of(content["cells"], shift)
+        drawn = figure(json.loads(Path(result).read_text()))
     except (ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{result} is not the result of a shift benchmark ({error}); run it again") from None
+    drawn.savefig(path, dpi=DPI)
+
+
+def figure(content: Mapping[str, Any]) -> "Figure":
+    """Return accuracy, Brier score and ECE against the shift, a line a method: figure 1 of the paper."""
+    from matplotlib.figure import Figure
+
+    shift = content["meta"]["shift"]
+    curves = curves_of(content["cells"], shift)
     canvas = Figure(figsize=(12, 4.4), layout="constrained")
-    FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, 3)
     unit = "degrees" if shift == "rotation" else "pixels"
     for axis, (name, label) in zip(
@@ -192,4 +199,4 @@ def draw(result: str | Path, figure: str | Path) -> None:
         axis.set(xlabel=f"{shift.capitalize()} ({unit})", ylabel=label)
         axis.grid(alpha=0.3)
     canvas.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    canvas.savefig(figure, dpi=120)
+    return canvas

@@ -1,9 +1,10 @@
-"""`python -m benchmarks.report`: every stored result as one page, and the tables of README and docs from the same files."""
+"""`python -m benchmarks.report`: every stored result as one page, and tables and figures of README and docs from the same files."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from bayesguard.benchmarks.stored.blocks import rewritten
+from bayesguard.benchmarks.stored.docs_figures import FIGURES, checksum, drawn, save, stored_checksum
 from bayesguard.benchmarks.stored.page import page
 from bayesguard.errors import BadInput, BayesguardError
 from bayesguard.results import write_text
@@ -43,7 +44,9 @@ def pages(root: str | Path) -> list[Path]:
 
 
 def write(root: str | Path = ".", *, say: Callable[[str], None] = print) -> list[Path]:
-    """Write the tables of README and docs anew from `benchmarks/results`, and return the pages that changed.
+    """Write tables and figures of README and docs anew from `benchmarks/results`, and return the files that changed.
+
+    Of the figures those that a page shows, where what they show has changed.
 
     Raises:
         BadInput: A table that is not among the results, or a folder that is not the repository's.
@@ -52,9 +55,10 @@ def write(root: str | Path = ".", *, say: Callable[[str], None] = print) -> list
     results = Path(root) / "benchmarks" / "results"
     if not results.is_dir():
         raise BadInput(f"{results} does not exist; run --write in the folder of the repository")
-    changed = []
+    changed, shown = [], set()
     for path in pages(root):
         text = path.read_text(encoding="utf-8")
+        shown |= {name for name in FIGURES if f"figures/{name})" in text}
         try:
             new = rewritten(text, results)
         except BayesguardError as error:
@@ -63,6 +67,13 @@ def write(root: str | Path = ".", *, say: Callable[[str], None] = print) -> list
             write_text(path, new)
             changed.append(path)
             say(f"wrote {path}")
+    for name in sorted(shown):
+        figure, path = drawn(name, results), Path(root) / "docs" / "figures" / name
+        if stored_checksum(path) != checksum(figure):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(name, figure, path)
+            changed.append(path)
+            say(f"wrote {path}")
     if not changed:
-        say("every table is as the results are")
+        say("every table and figure is as the results are")
     return changed

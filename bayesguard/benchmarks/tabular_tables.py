@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from bayesguard.benchmarks.cells import Record, spread
+from bayesguard.benchmarks.stored.files import numbers
 from bayesguard.benchmarks.tabular_scores import CLASS_METRICS, COUNT_METRICS
 from bayesguard.benchmarks.tabular_tools import WINDOW
 
@@ -64,7 +65,7 @@ def note(records: Sequence[Record]) -> str:
     small = "" if settings["budget"] == "full" else f" Budget {settings['budget']}: these numbers mean nothing."
     return (
         f"{records[0]['data']}: {rows['train']} rows to train, {rows['calibration']} to calibrate, {rows['test']} to test; "
-        f"{settings['epochs']} epochs; {len(seeds)} seeds ({seeds[0]} to {seeds[-1]}). Mean ± half of the 95 % t interval "
+        f"{settings['epochs']} epochs; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({numbers(seeds)}). Mean ± half of the 95 % t interval "
         f"over seeds. {NO_PAPER}{small}"
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 
 from bayesguard.benchmarks import cifar10_c
 from bayesguard.benchmarks.cifar10_c import left_out, run, run_shift
+from bayesguard.benchmarks.cifar10_c_scores import Bins, Scored, averaged, by_set, reliability_of, scored
 from bayesguard.benchmarks.cifar10_c_tables import quartiles, table
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.published import Quartiles
+from bayesguard.benchmarks.stored import shift_figures
 from bayesguard.benchmarks.unseen import FAMILIES
 from bayesguard.errors import BadInput
+from bayesguard.evaluation import evaluate
 from bayesguard.predictive import Predictive
 from bayesguard.sampling import stream
 from bayesguard.shift import suite
@@ -119,9 +123,10 @@ def test_a_left_out_family_is_not_calibrated_on() -> None:
         "shift-aware, unlabelled batch",
         "best temperature for each set",
     }
-    for scores in found.values():
-        assert len(scores) == 4
-        assert scores[1]["accuracy"] == pytest.approx(float((held[1].labels == labels).double().mean()))
+    for own in found.values():
+        assert len(own) == 4
+        assert [each.bins.sets for each in own] == [3, 1, 1, 1]
+        assert own[1].scores["accuracy"] == pytest.approx(float((held[1].labels == labels).double().mean()))
     other = [*held[:2], answers(3.0, 0.3), held[3]]
     changed = left_out([*other, content], labels, held, labels, kinds, seed=0)
     row = "shift-aware, pointwise"
@@ -129,6 +134,62 @@ def test_a_left_out_family_is_not_calibrated_on() -> None:
     assert changed[row][1] != found[row][1]
     changed = left_out([*held, answers(0.1, 0.4)], labels, held, labels, kinds, seed=0)
     assert all(changed[row][k] != found[row][k] for k in range(4))
+
+
+def _answers(seed: int, scale: float, count: int = 300) -> tuple[Predictive, torch.Tensor]:
+    generator = stream("cpu", seed, "answers")
+    logits = scale * torch.randn(count, 4, generator=generator)
+    return Predictive.from_logits(logits), torch.randint(4, (count,), generator=generator)
+
+
+def test_bins_of_a_set_make_its_calibration_error() -> None:
+    pred, labels = _answers(0, 2.0)
+    found = scored(pred, labels)
+    assert sum(found.bins.count) == len(labels)
+    gaps = np.abs(np.subtract(found.bins.confidence, found.bins.accuracy))
+    assert gaps.sum() / len(labels) == pytest.approx(found.scores["ece"])
+    bins, expected = reliability_of([asdict(found.bins)]), evaluate(pred, labels, num_resamples=0).reliability[0]
+    for name, values in vars(bins).items():
+        torch.testing.assert_close(values, getattr(expected, name).double(), equal_nan=True)
+
+
+def test_bins_are_pooled_over_the_sets_of_a_severity_and_an_image_counts_once() -> None:
+    shifts = [
+        shift for shift in suite("cifar10-c-ovadia") if shift.name in ("fog", "contrast") and shift.severity in (1, 5)
+    ]
+    sets = [scored(*_answers(seed, 1.0 + seed)) for seed in range(5)]
+    row = json.loads(json.dumps(by_set(shifts, sets)))
+    assert set(row["reliability"]) == {"0", "1", "5"}
+    first, second = (own.bins for shift, own in zip(shifts, sets[1:], strict=True) if shift.severity == 5)
+    kept = row["reliability"]["5"]
+    assert kept["sets"] == 2
+    for name in ("count", "confidence", "accuracy"):
+        np.testing.assert_allclose(kept[name], np.add(getattr(first, name), getattr(second, name)))
+    # The same answers twice say no more than once.
+    once, twice = reliability_of([asdict(first)]), reliability_of([asdict(first)] * 2)
+    torch.testing.assert_close(twice.count, 2 * once.count)
+    torch.testing.assert_close(twice.accuracy_lower, once.accuracy_lower, equal_nan=True)
+
+
+def test_several_answers_to_a_set_have_mean_scores_and_summed_bins() -> None:
+    found = averaged([Scored({"ece": 0.1}, Bins(1, [1.0], [0.5], [1.0])), Scored({"ece": 0.3}, Bins(1, [3], [2], [1]))])
+    assert found.scores["ece"] == pytest.approx(0.2)
+    assert found.bins == Bins(2, [4.0], [2.5], [2.0])
+
+
+def test_the_page_draws_the_bins_of_all_seeds() -> None:
+    cells = [record("deterministic", seed, 0.1, ("as trained", "temperature")) for seed in (0, 1)]
+    assert "Reliability under shift" not in shift_figures.of_evaluations({"shift-cifar10-c": {"cells": cells}})
+    for cell, right in zip(cells, (6.0, 2.0), strict=True):
+        bins = Bins(1, [0.0] * 14 + [10.0], [0.0] * 14 + [9.7], [0.0] * 14 + [right])
+        cell["values"]["rows"]["as trained"]["reliability"] = {"0": asdict(bins), "5": asdict(bins)}
+    content = {"cells": cells}
+    found = shift_figures.bins_of(content)
+    assert set(found) == {"deterministic, as trained"}
+    assert found["deterministic, as trained"]["5"].accuracy[-1] == pytest.approx(0.4)
+    text = shift_figures.of_evaluations({"shift-cifar10-c": content})
+    assert "severity 5: confidence 0.970\naccuracy 0.400 " in text
+    assert "20 answers" in text
 
 
 @pytest.fixture
@@ -168,6 +229,11 @@ def test_a_small_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [(one["shift"], one["severity"]) for one in row["sets"]] == [
             (kind, severity) for kind in sorted(cifar10_c._SMALL_KINDS, key=_place) for severity in (1, 5)
         ]
+        assert {name: sum(own["count"]) / own["sets"] for name, own in row["reliability"].items()} == {
+            "0": 110,
+            "1": 110,
+            "5": 110,
+        }
         assert all(math.isfinite(one[name]) for one in row["sets"] for name in ("accuracy", "nll", "brier", "ece"))
     assert second["parameters"] == 2 * first["parameters"]
     assert min(first["relative_prediction_time"], second["relative_prediction_time"], first["train_seconds"]) > 0

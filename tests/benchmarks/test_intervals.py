@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from bayesguard.benchmarks.intervals import METRICS, coverage, run, truths
+from bayesguard.benchmarks.stored.files import facts
 from bayesguard.metrics.registry import specs_for
 from bayesguard.predictive import Predictive
 
@@ -39,4 +40,9 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "intervals.json").read_text()) == content
     assert len(content["coverage"]) == 2 * 4 * 4
     assert content["meta"]["runs"] == 3
+    found = facts(content)
+    assert found.device.startswith("CPU, ")
+    assert f"torch {torch.__version__}" in found.versions
+    assert found.seeds == "0"
+    assert "not recorded" not in found
     assert any("| 2 | 50 | 0." in line for line in lines)

@@ -239,6 +239,11 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         )
     assert done.value.code == 0
     assert "mnist, translation; lenet5" in capsys.readouterr().out
+    short = ["--data", "mnist", "--network", "mlp", "--methods", "vanilla", "--budget", "small", "--device", "cpu"]
+    with pytest.raises(SystemExit) as done:
+        main(["benchmark", "shift", "--shift", "translation", *short, "--out", str(tmp_path / "mlp")])
+    assert done.value.code == 0
+    assert "mnist, translation; mlp" in capsys.readouterr().out
     with pytest.raises(SystemExit) as done:
         main(["benchmark", "shift", "--data", "mnist", "--shift", "shear"])
     assert done.value.code == 2

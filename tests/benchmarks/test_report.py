@@ -9,7 +9,7 @@ import pytest
 from bayesguard.benchmarks import report
 from bayesguard.benchmarks.cells import collect
 from bayesguard.benchmarks.published import UCI
-from bayesguard.benchmarks.stored import blocks, shift_figures, shift_tables, uci_figure
+from bayesguard.benchmarks.stored import blocks, docs_figures, shift_figures, shift_tables, uci_figure
 from bayesguard.benchmarks.stored.files import facts
 from bayesguard.benchmarks.stored.page import markup, page, stored, tables_of
 from bayesguard.benchmarks.stored.registry import benchmark_of
@@ -57,6 +57,14 @@ def test_tables_of_readme_and_docs_are_those_of_the_results() -> None:
     for path in report.pages(ROOT):
         text = path.read_text(encoding="utf-8")
         assert blocks.rewritten(text, RESULTS) == text, f"{path.name}: run python -m benchmarks.report --write"
+
+
+@pytest.mark.parametrize("name", docs_figures.FIGURES)
+def test_figures_of_docs_show_the_results(name: str) -> None:
+    stored = docs_figures.stored_checksum(ROOT / "docs" / "figures" / name)
+    expected = docs_figures.checksum(docs_figures.drawn(name, RESULTS))
+    assert stored == expected, f"{name}: run python -m benchmarks.report --write"
+    assert any(f"figures/{name})" in path.read_text(encoding="utf-8") for path in report.pages(ROOT))
 
 
 def test_every_stored_result_is_shown() -> None:
@@ -142,9 +150,54 @@ def test_a_damaged_file_is_not_written_into_pages(tmp_path: Path) -> None:
     lines: list[str] = []
     assert report.write(tmp_path, say=lines.append) == [tmp_path / "README.md"]
     assert report.write(tmp_path, say=lines.append) == []
-    assert lines == [f"wrote {tmp_path / 'README.md'}", "every table is as the results are"]
+    assert lines == [f"wrote {tmp_path / 'README.md'}", "every table and figure is as the results are"]
     (results / "uci-yacht.json").write_text("{}")
     with pytest.raises(BadFile, match=r"README.md: uci-yacht.json cannot be shown \(KeyError"):
+        report.write(tmp_path)
+
+
+def _changed(content: Any) -> None:
+    """Add a thousandth to one number that is drawn."""
+    if "results" in content:
+        rows = next(iter(content["results"].values()))["results"]
+        next(row for row in rows if (row["metric"], row["severity"], row["shift"]) == ("ece", 3, "mean"))["value"] += (
+            0.001
+        )
+    else:
+        row = next(iter(content["cells"][0]["values"]["rows"].values()))
+        row["shifts"]["rotation"]["45"]["brier"] += 0.001
+
+
+@pytest.mark.parametrize("name", docs_figures.FIGURES)
+def test_a_changed_result_is_drawn_and_nothing_else(name: str, tmp_path: Path) -> None:
+    results, figure = tmp_path / "benchmarks" / "results", tmp_path / "docs" / "figures" / name
+    results.mkdir(parents=True)
+    path = results / f"{docs_figures.FIGURES[name].stem}.json"
+    path.write_bytes((RESULTS / path.name).read_bytes())
+    (tmp_path / "README.md").write_text(f"![A figure](docs/figures/{name})\n")
+    lines: list[str] = []
+    assert report.write(tmp_path, say=lines.append) == [figure]
+    assert lines == [f"wrote {figure}"]
+    before, written = docs_figures.drawn(name, results), figure.read_bytes()
+    assert report.write(tmp_path, say=lines.append) == []
+    figure.unlink()
+    report.write(tmp_path, say=lines.append)
+    assert figure.read_bytes() == written
+    content = json.loads(path.read_text())
+    _changed(content)
+    path.write_text(json.dumps(content))
+    assert report.write(tmp_path, say=lines.append) == [figure]
+    after = docs_figures.data_of(docs_figures.drawn(name, results))
+    old = [at for panel in docs_figures.data_of(before) for line in panel["lines"].values() for at in line]
+    new = [at for panel in after for line in panel["lines"].values() for at in line]
+    (change,) = [(one, other) for one, other in zip(old, new, strict=True) if one != other]
+    assert float(change[1][1]) - float(change[0][1]) == pytest.approx(0.001, abs=1e-8)
+
+
+def test_a_figure_without_its_result(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("![A figure](docs/figures/shift-digits-ece.png)\n")
+    with pytest.raises(BadFile, match=r"shift-digits\.json cannot be read"):
         report.write(tmp_path)
 
 

@@ -12,7 +12,7 @@ import torch
 from bayesguard.benchmarks import tabular_data as data
 from bayesguard.benchmarks.tabular import METHODS, run
 from bayesguard.benchmarks.tabular_scores import Counts, class_scores
-from bayesguard.benchmarks.tabular_tables import markdown, number
+from bayesguard.benchmarks.tabular_tables import markdown, note, number
 from bayesguard.benchmarks.tabular_tools import worst_window
 from bayesguard.cli import main
 from bayesguard.errors import BadFile, BadInput
@@ -210,6 +210,16 @@ def test_the_worst_window() -> None:
     covered = torch.tensor([1, 1, 0, 0, 1, 1]).bool()
     assert worst_window(covered, 3) == pytest.approx(1 / 3)
     assert worst_window(covered, 100) == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "; 1 seed (0)."), (2, "; 2 seeds (0, 1)."), (5, "; 5 seeds (0 to 4).")]
+)
+def test_the_note_says_the_seeds(count: int, words: str) -> None:
+    values = {"rows": {"train": 3, "calibration": 2, "test": 1}}
+    settings = {"epochs": 1, "budget": "full"}
+    records = [{"data": "adult", "seed": seed, "values": values, "settings": settings} for seed in range(count)]
+    assert words in note(records)
 
 
 def test_numbers_and_tables() -> None:

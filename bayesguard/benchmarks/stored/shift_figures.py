@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bayesguard.benchmarks import mnist_shift
+from bayesguard.benchmarks import cifar10_c_scores, mnist_shift
 from bayesguard.benchmarks.stored.files import Content
 from bayesguard.benchmarks.stored.shift_tables import results
 from bayesguard.metrics.functional.binned import ReliabilityBins
@@ -141,10 +141,25 @@ def _mean(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:
     return {level: math.fsum(seed[level] for seed in seeds) / len(seeds) for level in seeds[0]}
 
 
+def bins_of(content: Content) -> dict[str, dict[str, ReliabilityBins]]:
+    """Return reliability bins by label and severity, shifts of a severity pooled, of cells the seeds, too; none where a file has none."""
+    found = {
+        label: {severity: _bins(own) for severity, own in evaluation.get("reliability", {}).items()}
+        for label, evaluation in content.get("results", {}).items()
+    }
+    stored: dict[str, dict[str, list[Any]]] = {}
+    for cell in content.get("cells", ()):
+        for row, values in cell["values"]["rows"].items():
+            for severity, own in values.get("reliability", {}).items():
+                stored.setdefault(f"{cell['method']}, {row}", {}).setdefault(severity, []).append(own)
+    for label, by_severity in stored.items():
+        found[label] = {severity: cifar10_c_scores.reliability_of(own) for severity, own in by_severity.items()}
+    return found
+
+
 def _reliability(content: Content) -> str:
     panels = []
-    for label, evaluation in content.get("results", {}).items():
-        bins = {severity: _bins(own) for severity, own in evaluation.get("reliability", {}).items()}
+    for label, bins in bins_of(content).items():
         shown = {"clean" if name == "0" else f"severity {name}": bins[name] for name in ("0", "3", "5") if name in bins}
         if shown:
             panels.append(diagrams.reliability(shown, "confidence", "accuracy", label))

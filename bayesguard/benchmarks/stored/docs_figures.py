@@ -1,0 +1,103 @@
+"""The figures of README and docs that are drawn from result files, and what a file of a figure says it was drawn from.
+
+A PNG holds a checksum of the data that it shows. Pixels differ between versions of matplotlib; the checksum does not.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayesguard import plots
+from bayesguard.benchmarks import mnist_shift
+from bayesguard.benchmarks.stored.files import Content, read
+from bayesguard.benchmarks.stored.page import made
+from bayesguard.benchmarks.stored.shift_tables import results
+from bayesguard.results import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_KEY = "Data"
+
+
+class Drawing(NamedTuple):
+    """Which result file a figure shows, how it is drawn, and its resolution."""
+
+    stem: str
+    draw: Callable[[Content], "Figure"]
+    dpi: int
+
+
+def ece_by_severity(content: Content) -> "Figure":
+    """Return the calibration error of every evaluation against severity."""
+    evaluations = {
+        label: Evaluation(tuple(results(found)), found["meta"]) for label, found in content["results"].items()
+    }
+    return plots.metric_against_severity(evaluations, "ece")
+
+
+FIGURES = {
+    "shift-digits-ece.png": Drawing("shift-digits", ece_by_severity, 150),
+    "shift-mnist-rotation.png": Drawing("shift-mnist-rotation", mnist_shift.figure, mnist_shift.DPI),
+}
+
+
+def drawn(name: str, folder: Path) -> "Figure":
+    """Return the figure of that name, drawn from the result files in `folder`.
+
+    Raises:
+        BadFile: A result file that is not there, or cannot be shown.
+    """
+    stem, draw, _ = FIGURES[name]
+    path = folder / f"{stem}.json"
+    content = read(path)
+    return made(lambda: draw(content), path.name)
+
+
+def data_of(figure: "Figure") -> list[dict[str, Any]]:
+    """Return what a figure shows, by panel: names of the axes, points of lines by their labels, and corners of the bands."""
+    return [
+        {
+            "axes": [axis.get_xlabel(), axis.get_ylabel()],
+            "lines": {str(line.get_label()): _points(np.column_stack(line.get_data())) for line in axis.lines},
+            # Where a band begins and which way round it goes is matplotlib's business.
+            "bands": [
+                sorted(set(_points(np.asarray(path.vertices))))
+                for band in axis.collections
+                for path in band.get_paths()
+            ],
+        }
+        for axis in figure.axes
+    ]
+
+
+def checksum(figure: "Figure") -> str:
+    """Return a checksum of what a figure shows."""
+    return hashlib.sha256(json.dumps(data_of(figure)).encode()).hexdigest()
+
+
+def stored_checksum(path: Path) -> str | None:
+    """Return the checksum that a PNG holds; None of one without, and of what is no PNG or not there."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            found = image.info.get(_KEY)
+    except (OSError, UnidentifiedImageError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def save(name: str, figure: "Figure", path: Path) -> None:
+    """Write a figure with its checksum."""
+    figure.savefig(path, dpi=FIGURES[name].dpi, metadata={"Software": None, _KEY: checksum(figure)})
+
+
+def _points(values: NDArray[Any]) -> list[tuple[str, ...]]:
+    # The last digits of a sum may differ between machines.
+    return [tuple(f"{value:.9g}" for value in point) for point in values.astype(float).tolist()]
