@@ -270,14 +270,16 @@ def scores(predictive: Predictive, targets: Tensor, split: Standardised) -> dict
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return the table as Markdown: ours as mean and standard error over splits, then the paper's."""
+    """Return the table as Markdown: ours as mean, standard error and standard deviation over splits, then the paper's."""
     data = records[0]["data"]
-    lines = ["| | RMSE | published | NLL (nats) | published |", "|---|---|---|---|---|"]
+    heads = [f"{label}, mean ± s.e. (s.d.) | published, ± s.e." for label in _LABELS.values()]
+    lines = [f"| | {' | '.join(heads)} |", "|---|---|---|---|---|"]
     for name, recipe in METHODS.items():
         own = {metric: found(records, name, metric) for metric in _LABELS}
         cells = [recipe.label]
         for metric, value in own.items():
-            cells += ["" if value is None else _shown(value.mean, value.error), _published(recipe, metric, data)]
+            own_cell = "" if value is None else f"{_shown(value.mean, value.error)} ({value.deviation:.2g})"
+            cells += [own_cell, _published(recipe, metric, data)]
         if any(own.values()):
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -121,7 +121,7 @@ def test_blocks_are_rewritten_and_nothing_else(tmp_path: Path) -> None:
     _uci(tmp_path)
     text = "Before.\n\n<!-- table: uci-yacht -->\nold\n<!-- end -->\n\nAfter `<!-- table: x -->`.\n"
     new = blocks.rewritten(text, tmp_path)
-    assert new.startswith("Before.\n\n<!-- table: uci-yacht -->\n\n| | RMSE | published |")
+    assert new.startswith("Before.\n\n<!-- table: uci-yacht -->\n\n| | RMSE, mean ± s.e. (s.d.) | published")
     assert "| Deep ensemble | 2.00 ± 0.58 | 1.58 ± 0.11 |" in new
     assert new.endswith("|\n\n<!-- end -->\n\nAfter `<!-- table: x -->`.\n")
     assert blocks.rewritten(new, tmp_path) == new
