@@ -33,6 +33,7 @@ from bayesguard.predictor import (
     without_gradients,
 )
 from bayesguard.sampling import derive_seed, seeded_default_generators
+from bayesguard.sampling.choice import cost_line, memory_line
 
 if TYPE_CHECKING:
     from bayesguard.history import History
@@ -218,6 +219,14 @@ class DeepEnsemble(Predictor):
             return f"{len(self.members)} members one after another{order} ({plan.reason})"
         strategies = dict.fromkeys(member.strategy for member in self.members)
         return f"{len(self.members)} members one after another, each: {', '.join(strategies)}"
+
+    def explain(self) -> str:
+        """Say how the last prediction was computed and why; where ways were timed, what it costs and what memory it takes."""
+        plan, lines = self._member_outputs.last, [super().explain()]
+        if plan is not None and plan.plain_pass is not None:
+            lines.append(cost_line(f"{len(self.members)} members", plan.seconds, plan.plain_pass))
+            lines.append(memory_line(plan.memory))
+        return "\n".join(lines)
 
     def fit(self, data: Any, **settings: Any) -> "History":
         """Train every member; arguments as in `Predictor.fit`, and a checkpoint file a member.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.predictor import Predictor
@@ -29,10 +30,13 @@ _LARGE = 1 << 28
 
 
 class Plan(NamedTuple):
-    """Which way is used for one kind of input, and why."""
+    """Which way is used for one kind of input, and why; where it was measured, what it costs."""
 
     way: str
     reason: str
+    seconds: float = 0.0
+    plain_pass: float | None = None  # seconds of one member's pass
+    memory: int = 0  # bytes beside those of one pass
 
 
 class MemberOutputs:
@@ -106,7 +110,7 @@ class MemberOutputs:
         want = torch.cat([member.draw_outputs(x) for member in members])
         if any(member._own_randomness for member in members):
             return Plan("loop", "members are random in eval mode")
-        if want.numel() * want.element_size() > _LARGE:
+        if _bytes(want) > _LARGE:
             return Plan("loop", "outputs are too large to hold those of all members")
         ways: dict[str, Callable[[], Any]] = {"loop": lambda: _loop(members, x)}
         fresh = None
@@ -131,7 +135,9 @@ class MemberOutputs:
             fresh.adopt()
             self.batch = fresh
             self._stackings += 1
-        return Plan(way, f"measured: {choice}")
+        loop = choice.seconds["loop"] / len(members)
+        memory = _bytes(want) + (_bytes_between(networks[0], x) * (len(members) - 1) if way == "batched" else 0)
+        return Plan(way, f"measured: {choice}", choice.seconds[way], loop, memory)
 
     def _stack(self, networks: Sequence[nn.Module], x: Tensor) -> MemberBatch:
         if not self.owned:
@@ -179,6 +185,32 @@ def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
 
 def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:
     return torch.stack([member.network(x) for member in members])
+
+
+class _Results(TorchDispatchMode):
+    """Notes the bytes of the largest result of any operation that is no view of the network's own tensors."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.largest = 0
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in self._own:
+            self.largest = max(self.largest, _bytes(result))
+        return result
+
+
+def _bytes_between(network: nn.Module, x: Tensor) -> int:
+    """Return the bytes of the largest layer's input and output, if both are as large."""
+    with _Results(network) as results:
+        network(x[:1])
+    return 2 * results.largest * len(x)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _check_equal(got: Tensor, want: Tensor) -> None:

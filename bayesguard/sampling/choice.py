@@ -41,6 +41,17 @@ def fastest(candidates: Mapping[str, Callable[[], Any]], device: torch.device, *
     return Choice(min(seconds, key=lambda name: seconds[name]), seconds)
 
 
+def cost_line(what: str, seconds: float, plain_pass: float) -> str:
+    """Say in a line of an explanation what something costs beside plain passes."""
+    one = f"one takes {1000 * plain_pass:.3g} ms"
+    return f"  cost: {what} take the time of {seconds / plain_pass:.3g} plain passes ({one})"
+
+
+def memory_line(size: int) -> str:
+    """Say in a line of an explanation how many bytes are held."""
+    return f"  memory: {size / 2**20:.3g} MiB beside that of one pass"
+
+
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -225,6 +225,32 @@ def test_the_choice_does_not_change_what_is_predicted(monkeypatch: pytest.Monkey
     assert torch.allclose(streamed.probs, plain.probs, rtol=0, atol=1e-10)
 
 
+def test_what_an_ensemble_costs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ways of 1 ms (the batched product) and 6 ms (the loop): three members for half a pass; memory counted by hand."""
+    seconds = {"loop": 6e-3, "batched": 1e-3}
+
+    def fastest(candidates: dict[str, Any], device: torch.device) -> Choice:
+        own = {way: seconds[way] for way in candidates}
+        return Choice(min(own, key=lambda way: own[way]), own)
+
+    monkeypatch.setattr(ensemble_prediction, "fastest", fastest)
+    ensemble = bg.DeepEnsemble([mlp() for _ in range(3)]).double()
+    assert ensemble.explain().count("\n") == 0
+    ensemble(X.repeat(1000, 1))
+    # The outputs of all, and the widest layer's 32 numbers an example, in and out, for two members more than one.
+    size = 8 * 7000 * (3 * 3 + 2 * 2 * 32) / 2**20
+    assert ensemble.explain().splitlines() == [
+        f"strategy: {ensemble.strategy}",
+        "  cost: 3 members take the time of 0.5 plain passes (one takes 2 ms)",
+        f"  memory: {size:.3g} MiB beside that of one pass",
+    ]
+    seconds["batched"] = 9e-3
+    ensemble(X)
+    loop = ensemble.explain().splitlines()[1:]
+    assert loop[0] == "  cost: 3 members take the time of 3 plain passes (one takes 2 ms)"
+    assert loop[1] == f"  memory: {8 * 7 * 9 / 2**20:.3g} MiB beside that of one pass"
+
+
 def test_a_batched_product_follows_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes in place, training, loading and casting after the first prediction reach the next."""
     ensemble = _batched(monkeypatch)
