@@ -191,7 +191,7 @@ class _Results(TorchDispatchMode):
     """Notes the bytes of the largest result of any operation that is no view of the network's own tensors."""
 
     def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.largest = 0
         self._own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
 

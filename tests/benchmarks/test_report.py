@@ -122,7 +122,7 @@ def test_blocks_are_rewritten_and_nothing_else(tmp_path: Path) -> None:
     text = "Before.\n\n<!-- table: uci-yacht -->\nold\n<!-- end -->\n\nAfter `<!-- table: x -->`.\n"
     new = blocks.rewritten(text, tmp_path)
     assert new.startswith("Before.\n\n<!-- table: uci-yacht -->\n\n| | RMSE, mean ± s.e. (s.d.) | published")
-    assert "| Deep ensemble | 2.00 ± 0.58 | 1.58 ± 0.11 |" in new
+    assert "| Deep ensemble | 2.00 ± 0.58 (1) | 1.58 ± 0.11 |" in new
     assert new.endswith("|\n\n<!-- end -->\n\nAfter `<!-- table: x -->`.\n")
     assert blocks.rewritten(new, tmp_path) == new
     assert "2.00 ± 0.58" in blocks.table("uci", tmp_path)
