@@ -205,9 +205,9 @@ class PooledPredictive(Predictive):
             return self._moments.log_probs
         if self._num_class_axes == 1 and (draws := self._draws).shape[0] > 1 and are_few(draws):
             # A few draws are log-probabilities as they are, and their equal weights are made for nobody.
-            pooled = pooled_of_few(draws, self.__dict__.get("weights"))
-            if pooled is not None:
-                return tensor_of(pooled, draws.shape[1:], draws.dtype)
+            few = pooled_of_few(draws, self.__dict__.get("weights"))
+            if few is not None:
+                return tensor_of(few, draws.shape[1:], draws.dtype)
         parts = [pooled_of(self._draw_log_probs(rows), self.weights) for rows in self._slices()]
         pooled = parts[0] if len(parts) == 1 else torch.cat(parts)
         # As `to` does, in half of the time.
