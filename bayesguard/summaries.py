@@ -78,7 +78,7 @@ def area_and_influence(scores: Tensor, positive: Tensor) -> tuple[float, Tensor]
     """
     area = area_under_roc(scores.double(), positive).item()
     # What each row adds to the area: how many of the other kind it is on the right side of.
-    influence = torch.empty(len(scores), dtype=torch.float64)
+    influence = torch.empty_like(scores, dtype=torch.float64)
     for kind, sign in ((positive, -1), (~positive, 1)):
         own, others = (sign * scores[side].double() for side in (kind, ~kind))
         influence[kind] = (_share_above(own, others) - area) / int(kind.sum())

@@ -243,10 +243,7 @@ def table(records: Sequence[Record]) -> str:
 
 def _figure(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    found = spread(known)
-    return f"{found.mean:.3f}" if len(known) == 1 else f"{found.mean:.3f} [{found.lower:.3f}, {found.upper:.3f}]"
+    return spread(known).shown() if known else "-"
 
 
 def _radii(values: Sequence[float | None]) -> str:

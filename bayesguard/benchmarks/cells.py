@@ -177,6 +177,16 @@ class Spread(NamedTuple):
     upper: float
     num_values: int
 
+    def shown(self, digits: int = 3) -> str:
+        """Return the mean with its 95 % interval, unless it is one value.
+
+        Examples:
+            >>> spread([0.5]).shown(), spread([0.25, 0.75]).shown()
+            ('0.500', '0.500 [-2.677, 3.677]')
+        """
+        mean = f"{self.mean:.{digits}f}"
+        return mean if self.num_values == 1 else f"{mean} [{self.lower:.{digits}f}, {self.upper:.{digits}f}]"
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Return the mean of values over seeds with its spread; a single value has NaN for all but the mean.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bayesguard.metrics.functional import accuracy, brier_score, expected_calibration_error, negative_log_likelihood
+from bayesguard.benchmarks.image_cells import quality
 from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins, bin_index, wilson_interval
 from bayesguard.metrics.functional.inputs import top_label
 from bayesguard.predictive import Predictive
@@ -44,16 +44,9 @@ class Scored(NamedTuple):
 
 def scored(pred: Predictive, labels: Tensor) -> Scored:
     """Score the answers to one set."""
-    probs = pred.probs
-    confidence, right = top_label(probs, labels)
+    confidence, right = top_label(pred.probs, labels)
     sums = BinnedSums.of(confidence, right, bin_index(confidence, NUM_BINS, "width"), NUM_BINS)
-    scores = {
-        "accuracy": float(accuracy(probs, labels)),
-        "nll": float(negative_log_likelihood(pred, labels)),
-        "brier": float(brier_score(probs, labels)),
-        "ece": float(expected_calibration_error(probs, labels)),
-    }
-    return Scored(scores, Bins(1, sums.count.tolist(), sums.score.tolist(), sums.hits.tolist()))
+    return Scored(quality(pred, labels), Bins(1, sums.count.tolist(), sums.score.tolist(), sums.hits.tolist()))
 
 
 def averaged(found: Sequence[Scored]) -> Scored:

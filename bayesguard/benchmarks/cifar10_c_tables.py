@@ -155,5 +155,4 @@ def _mean_of(values: dict[str, Any], metric: str) -> float:
 
 def _figure(values: Sequence[float]) -> str:
     """A mean over seeds, with its interval where there are several."""
-    found = spread(values)
-    return f"{found.mean:.3f}" + ("" if found.num_values == 1 else f" [{found.lower:.3f}, {found.upper:.3f}]")
+    return spread(values).shown()

@@ -112,16 +112,9 @@ def table(curves: Curves) -> str:
     for row, seeds in curves.items():
         clean = [spread([seed[name][0] for seed in seeds]) for name in ("accuracy", "brier", "ece")]
         shifted = [over_shifts(curves, row, name) for name in QUALITIES]
-        cells = " | ".join(map(shown, (*clean, *shifted)))
+        cells = " | ".join(value.shown() for value in (*clean, *shifted))
         lines.append(f"| {row} | {cells} | {len(seeds)} |")
     return "\n".join(lines)
-
-
-def shown(value: Spread, digits: int = 3) -> str:
-    """Return a mean with its 95 % interval over seeds, if there is more than one."""
-    if value.num_values == 1:
-        return f"{value.mean:.{digits}f}"
-    return f"{value.mean:.{digits}f} [{value.lower:.{digits}f}, {value.upper:.{digits}f}]"
 
 
 def claims(curves: Curves, shift: str) -> list[Claim]:

@@ -11,7 +11,6 @@ from typing import Any
 from bayesguard.benchmarks.cells import Record, Spread, spread
 from bayesguard.benchmarks.image_cells import FOREIGN, collect_rows, cost_table, records_of
 from bayesguard.benchmarks.image_recipes import METHODS
-from bayesguard.benchmarks.mnist_shift import shown
 from bayesguard.benchmarks.published import LAPLACE_REDUX_MNIST_AUROC, LAPLACE_REDUX_MNIST_CONFIDENCE
 from bayesguard.errors import BadInput
 
@@ -103,9 +102,10 @@ def areas(records: Sequence[Record], name: str, score: str) -> dict[str, str]:
     found = {}
     for row, numbers in _values(records, name, _score(score, "auroc")).items():
         area, (error, *_) = spread(numbers), errors.get(row, [math.nan])
+        # An interval that is not over seeds: none of them are counted.
         if area.num_values == 1 and not math.isnan(error):
             area = area._replace(lower=area.mean - 1.96 * error, upper=min(1.0, area.mean + 1.96 * error), num_values=0)
-        found[row] = shown(area, 4)
+        found[row] = area.shown(4)
     return found
 
 
@@ -123,7 +123,7 @@ def table(records: Sequence[Record], train: str, name: str) -> str:
     }
     columns = {f"AUROC, {label}": areas(records, name, score) for label, score in by_score.items()}
     spreads = {label: of_sets(records, name, pick) for label, pick in others.items()}
-    columns |= {label: {row: shown(value, 4) for row, value in found.items()} for label, found in spreads.items()}
+    columns |= {label: {row: value.shown(4) for row, value in found.items()} for label, found in spreads.items()}
     published = {
         "published AUROC": LAPLACE_REDUX_MNIST_AUROC.get(name, {}) if train == "mnist" else {},
         "published confidence": LAPLACE_REDUX_MNIST_CONFIDENCE.get(name, {}) if train == "mnist" else {},

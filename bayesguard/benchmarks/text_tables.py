@@ -109,8 +109,5 @@ def shown(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "none"
-    found = spread(known)
-    interval = "" if len(known) == 1 else f" [{found.lower:.3f}, {found.upper:.3f}]"
-    return f"{found.mean:.3f}{interval}" + (
-        f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
-    )
+    missing = f" ({len(known)} of {len(values)} seeds)" if len(known) < len(values) else ""
+    return spread(known).shown() + missing

@@ -173,11 +173,5 @@ def table(records: Sequence[Record]) -> str:
     lines = ["| | ECE, 25 % | median | 75 % | mean | clean | Brier, mean |", "|---|---|---|---|---|---|---|"]
     for row in ROWS:
         seeds = [summary(record["values"]["rows"][row]) for record in records]
-        lines.append(f"| {row} | {' | '.join(_shown(column) for column in zip(*seeds, strict=True))} |")
+        lines.append(f"| {row} | {' | '.join(spread(column).shown() for column in zip(*seeds, strict=True))} |")
     return "\n".join(lines)
-
-
-def _shown(values: Sequence[float]) -> str:
-    found = spread(values)
-    interval = f" [{found.lower:.3f}, {found.upper:.3f}]" if found.num_values > 1 else ""
-    return f"{found.mean:.3f}{interval}"

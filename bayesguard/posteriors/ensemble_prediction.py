@@ -110,7 +110,7 @@ class MemberOutputs:
         want = torch.cat([member.draw_outputs(x) for member in members])
         if any(member._own_randomness for member in members):
             return Plan("loop", "members are random in eval mode")
-        if _bytes(want) > _LARGE:
+        if want.nbytes > _LARGE:
             return Plan("loop", "outputs are too large to hold those of all members")
         ways: dict[str, Callable[[], Any]] = {"loop": lambda: _loop(members, x)}
         fresh = None
@@ -136,7 +136,7 @@ class MemberOutputs:
             self.batch = fresh
             self._stackings += 1
         loop = choice.seconds["loop"] / len(members)
-        memory = _bytes(want) + (_bytes_between(networks[0], x) * (len(members) - 1) if way == "batched" else 0)
+        memory = want.nbytes + (_bytes_between(networks[0], x) * (len(members) - 1) if way == "batched" else 0)
         return Plan(way, f"measured: {choice}", choice.seconds[way], loop, memory)
 
     def _stack(self, networks: Sequence[nn.Module], x: Tensor) -> MemberBatch:
@@ -198,7 +198,7 @@ class _Results(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in self._own:
-            self.largest = max(self.largest, _bytes(result))
+            self.largest = max(self.largest, result.nbytes)
         return result
 
 
@@ -207,10 +207,6 @@ def _bytes_between(network: nn.Module, x: Tensor) -> int:
     with _Results(network) as results:
         network(x[:1])
     return 2 * results.largest * len(x)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def _check_equal(got: Tensor, want: Tensor) -> None:

@@ -60,10 +60,9 @@ class WeightOutputs:
         flats = self._cache.get(key)
         if flats is None:
             flats = make()
-            own = _bytes(flats)
-            while self._cache and own + sum(map(_bytes, self._cache.values())) > _CACHE_BYTES:
+            while self._cache and sum(held.nbytes for held in (flats, *self._cache.values())) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
-            if own <= _CACHE_BYTES:
+            if flats.nbytes <= _CACHE_BYTES:
                 self._cache[key] = flats
         return flats
 
@@ -170,10 +169,6 @@ class WeightOutputs:
         if flats.numel() <= _MAX_VECTORISED:
             found.append("vectorised")
         return found
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def head_of(forward: Forward, weights: Weights) -> Forward | None:

@@ -122,7 +122,8 @@ class Masks:
         return _tile(self._block(self.draws[0], index, place, call).keep(self.draws[0]), place, shape)
 
     def multiply(self, input: Tensor, rate: float, shape: Sequence[int], *, overwrite: bool = False) -> Tensor:
-        product = torch.Tensor.mul_ if overwrite and not torch.is_grad_enabled() else torch.mul
+        overwrite = overwrite and self.can_overwrite
+        product = torch.Tensor.mul_ if overwrite else torch.mul
         ready = self._held.get(len(self.calls))
         if ready is not None and ready.call is not None and len(self.draws) == 1:
             factor = ready.ready_factor(self.draws[0], input, rate, shape)

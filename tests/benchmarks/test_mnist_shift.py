@@ -14,7 +14,7 @@ from bayesguard.benchmarks import image_cells
 from bayesguard.benchmarks.datasets import ImageSet
 from bayesguard.benchmarks.image_cells import DEGREES, PIXELS, POINTWISE, SET, records_of, rolled, rotated
 from bayesguard.benchmarks.image_recipes import METHODS, NETWORKS, RECIPES
-from bayesguard.benchmarks.mnist_shift import claims, curves_of, draw, over_shifts, run, shown, table
+from bayesguard.benchmarks.mnist_shift import claims, curves_of, draw, over_shifts, run, table
 from bayesguard.benchmarks.ood import areas, of_sets, target
 from bayesguard.benchmarks.ood import run as run_ood
 from bayesguard.benchmarks.ood import table as ood_table
@@ -106,7 +106,7 @@ def test_means_and_spread_by_hand() -> None:
     assert mean.error == pytest.approx(0.1)
     assert over_shifts(curves, "vanilla", "brier", 90).mean == pytest.approx(0.5)
     assert "| vanilla | 0.900 [0.900, 0.900] |" in table(curves)
-    assert shown(over_shifts(curves, "vanilla", "ece")._replace(num_values=1)) == "0.200"
+    assert over_shifts(curves, "vanilla", "ece")._replace(num_values=1).shown() == "0.200"
 
 
 def test_claims_are_decided_by_the_numbers() -> None:
