@@ -33,9 +33,16 @@ SUITES = ("cifar10-c-ovadia", "cifar10-c")
 # Members as in the table that is set beside: 10 by Ovadia et al., 4 by uncertainty-baselines.
 MEMBERS = {"cifar10-c-ovadia": 10, "cifar10-c": 4}
 DRAWS = {"cifar10-c-ovadia": 128, "cifar10-c": 30}
-_SMALL = {"network": "small_cnn", "epochs": 2, "members": 2, "draws": 2, "train": 2000, "test": 500, "timings": 1}
-_SMALL_SEVERITIES = (1, 5)
-_SMALL_KINDS = ("gaussian_noise", "fog", "contrast")  # Of three families.
+# What smaller budgets change.
+BUDGETS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "cpu": {"network": "small_cnn", "epochs": 10, "members": 5, "draws": 8, "train": 20_000, "test": 2000},
+    "small": {
+        **{"network": "small_cnn", "epochs": 2, "members": 2, "draws": 2, "train": 2000, "test": 500, "timings": 1},
+        "severities": [1, 5],
+        "kinds": ["gaussian_noise", "fog", "contrast"],  # Of three families.
+    },
+}
 _TIMINGS = 3
 
 
@@ -43,7 +50,7 @@ def run(
     *,
     suite: str = "cifar10-c-ovadia",
     methods: Sequence[str] = tuple(METHODS),
-    network: str = "resnet20",
+    network: str | None = None,
     seed: int = 0,
     seeds: int = 1,
     epochs: int | None = None,
@@ -60,7 +67,7 @@ def run(
     Args:
         suite: "cifar10-c-ovadia" (quartiles over 80 sets) or "cifar10-c" (means over 75 sets).
         methods: Names of `recipes.METHODS`.
-        network: Name in `residual.NETWORKS`.
+        network: Name in `residual.NETWORKS`; None for the budget's, "resnet20" of the full one.
         seed: The first seed: of networks, training, draws and shifts.
         seeds: How many, from `seed` on.
         epochs: Of training; None for the recipe's.
@@ -68,8 +75,9 @@ def run(
         out: Folder for the results. Cells that were measured are kept below it, and not measured again.
         data_dir: Folder of the data; None for `BAYESGUARD_DATA`, or the download.
         jobs: Processes; see `bayesguard.benchmarks.cells.measure_all`.
-        budget: "full", or "small" for a quick look: the small convolutional network, two epochs on 2,000 images, 500 images
-            to calibrate and 500 to test on, two members and draws, three kinds at two severities, Adam.
+        budget: "full"; "cpu" for all shifts in an hour or two without a GPU: the small convolutional network, ten epochs on
+            20,000 images by Adam, 2,000 images to calibrate and 2,000 to test on, five members, eight draws; or "small" for a
+            quick look: two epochs on 2,000 images, 500 and 500, two members and draws, three kinds at two severities.
         progress: Show a progress bar.
         say: Where the tables go.
 
@@ -82,15 +90,17 @@ def run(
     check_methods(methods, METHODS)
     for name, given, allowed in (
         ("suite", suite, SUITES),
-        ("network", network, NETWORKS),
-        ("budget", budget, ("full", "small")),
+        ("network", network or "resnet20", NETWORKS),
+        ("budget", budget, tuple(BUDGETS)),
     ):
         if given not in allowed:
             raise BadInput(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
     if seeds < 1 or (epochs is not None and epochs < 1):
         raise BadInput(f"seeds and epochs must be 1 or more, got {seeds} and {epochs}")
     settings = _settings(suite, network, epochs, budget)
-    name = f"shift-{suite}" + ("-small" if budget == "small" else "" if network == "resnet20" else f"-{network}")
+    usual = _settings(suite, None, None, budget)["network"]
+    parts = [suite, budget if budget != "full" else "", settings["network"] if settings["network"] != usual else ""]
+    name = "-".join(["shift", *filter(None, parts)])
 
     def own(cell: Cell) -> dict[str, Any]:
         # What the shift-aware rows are calibrated on is a setting of the methods that have them.
@@ -196,26 +206,26 @@ def left_out(
     return {row: [averaged(each) for each in sets] for row, sets in found.items()}
 
 
-def _settings(suite: str, network: str, epochs: int | None, budget: str) -> dict[str, Any]:
+def _settings(suite: str, network: str | None, epochs: int | None, budget: str) -> dict[str, Any]:
     """Return what decides the numbers, as JSON."""
     own: dict[str, Any] = {
-        "network": network,
+        "network": "resnet20",
         "epochs": recipes.EPOCHS,
         "members": MEMBERS[suite],
         "draws": DRAWS[suite],
         "train": None,
         "test": None,
         "timings": _TIMINGS,
+        "severities": list(range(1, 6)),
+        "kinds": None,
+        **BUDGETS[budget],
     }
-    if budget == "small":
-        own |= _SMALL
     return {
         "suite": suite,
         "budget": budget,
         **own,
+        "network": network or own["network"],
         "epochs": epochs or own["epochs"],
-        "severities": list(_SMALL_SEVERITIES if budget == "small" else range(1, 6)),
-        "kinds": list(_SMALL_KINDS) if budget == "small" else None,
         "batch_size": recipes.BATCH_SIZE,
         "learning_rate": recipes.LEARNING_RATE,
         "weight_decay": recipes.WEIGHT_DECAY,

@@ -60,6 +60,12 @@ def notes(settings: dict[str, Any]) -> str:
         "Brackets are 95 % intervals over seeds, where there are several.",
         *([_AIMED] if ovadia else []),
     ]
+    if settings["budget"] == "cpu":
+        lines.append(
+            f"CPU BUDGET: {settings['train']:,} training images, {settings['test']:,} to calibrate and {settings['test']:,} to test on, "
+            "Adam: the published numbers are of a larger network on ten thousand test images. Methods are to be compared with one "
+            "another."
+        )
     if settings["budget"] == "small":
         lines.append(
             f"SMALL BUDGET: {settings['train']:,} training and {settings['test']:,} test images, {len(settings['kinds'])} kinds "

@@ -42,7 +42,7 @@ def shift(
     epochs: Epochs = None,
     limit: Limit = None,
     data_dir: DataDir = None,
-    budget: Budget = "full",
+    budget: Annotated[str, typer.Option(help="full, or small for a short look; cifar10: cpu as well.")] = "full",
     suite: Annotated[str | None, typer.Option(help="cifar10 only: cifar10-c-ovadia (default) or cifar10-c.")] = None,
     network: Annotated[
         str | None, typer.Option(help="cifar10: resnet20 (default), resnet18, ...; --shift: as its command.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bayesguard.benchmarks import cifar10_c
+from bayesguard.benchmarks.cells import Cell, Record
 from bayesguard.benchmarks.cifar10_c import left_out, run, run_shift
 from bayesguard.benchmarks.cifar10_c_scores import Bins, Scored, averaged, by_set, reliability_of, scored
 from bayesguard.benchmarks.cifar10_c_tables import quartiles, table
@@ -98,7 +99,7 @@ def test_means_stand_beside_those_of_uncertainty_baselines() -> None:
 def test_every_kind_is_of_a_family(name: str) -> None:
     kinds = {shift.name for shift in suite(name)}
     assert kinds <= {kind for family in FAMILIES.values() for kind in family}
-    assert set(cifar10_c._SMALL_KINDS) <= kinds
+    assert set(cifar10_c.BUDGETS["small"]["kinds"]) <= kinds
 
 
 def test_a_left_out_family_is_not_calibrated_on() -> None:
@@ -206,7 +207,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore::bayesguard.errors.CalibrationWarning")
 def test_a_small_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10_c, "_SMALL", cifar10_c._SMALL | {"train": 64, "test": 110, "epochs": 1})
+    monkeypatch.setitem(cifar10_c.BUDGETS["small"], "train", 64)
+    monkeypatch.setitem(cifar10_c.BUDGETS["small"], "test", 110)
+    monkeypatch.setitem(cifar10_c.BUDGETS["small"], "epochs", 1)
 
     def split(name: str, data_dir: Path) -> ImageSet:
         # Of 50,000 images the last 10,000 are held out, of these 200 none.
@@ -227,7 +230,7 @@ def test_a_small_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(second["rows"]) == 5
     for row in second["rows"].values():
         assert [(one["shift"], one["severity"]) for one in row["sets"]] == [
-            (kind, severity) for kind in sorted(cifar10_c._SMALL_KINDS, key=_place) for severity in (1, 5)
+            (kind, severity) for kind in sorted(cifar10_c.BUDGETS["small"]["kinds"], key=_place) for severity in (1, 5)
         ]
         assert {name: sum(own["count"]) / own["sets"] for name, own in row["reliability"].items()} == {
             "0": 110,
@@ -246,6 +249,34 @@ def test_a_small_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(methods=methods, say=lines.append, **options) == records
 
 
+def test_budgets_name_their_files_and_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def note(*_: object, settings: Any, folder: Path, **__: object) -> list[Record]:
+        seen.append((folder.name, settings(Cell("cifar10", "deterministic", 0))))
+        return []
+
+    monkeypatch.setattr(cifar10_c, "measure_all", note)
+    monkeypatch.setattr(cifar10_c, "table", lambda _: "")
+    for options in (
+        {"budget": "cpu"},
+        {"budget": "cpu", "network": "resnet20", "epochs": 3},
+        {"network": "resnet18"},
+        {"network": "resnet20"},
+    ):
+        run(methods=["deterministic"], out=tmp_path, device="cpu", say=lambda _: None, **options)
+    names = ["-cpu", "-cpu-resnet20", "-resnet18", ""]
+    assert [name for name, _ in seen] == [f"shift-cifar10-c-ovadia{name}-cells" for name in names]
+    chosen = [(each["network"], each["epochs"], each["train"], each["kinds"]) for _, each in seen]
+    assert chosen == [
+        ("small_cnn", 10, 20_000, None),
+        ("resnet20", 3, 20_000, None),
+        ("resnet18", 80, None, None),
+        ("resnet20", 80, None, None),
+    ]
+    assert all(each["severities"] == [1, 2, 3, 4, 5] for _, each in seen)
+
+
 def _place(kind: str) -> int:
     return [shift.name for shift in suite("cifar10-c-ovadia")].index(kind)
 
@@ -256,7 +287,7 @@ def _place(kind: str) -> int:
         ({"methods": ["swag"]}, "methods must be among deterministic, .*got swag"),
         ({"suite": "imagenet-c"}, "suite must be one of cifar10-c-ovadia, cifar10-c, got 'imagenet-c'"),
         ({"network": "vgg"}, "network must be one of small_cnn, .*got 'vgg'"),
-        ({"budget": "tiny"}, "budget must be one of full, small, got 'tiny'"),
+        ({"budget": "tiny"}, "budget must be one of full, cpu, small, got 'tiny'"),
         ({"seeds": 0}, "seeds and epochs must be 1 or more"),
     ],
 )

@@ -168,8 +168,8 @@ def _shift(content: Content) -> str:
 
 def _cifar10_c(content: Content) -> str:
     cells = content["cells"]
-    small = cells[0]["settings"]["budget"] == "small"
-    options = _of_cells(cells, "suite", *(() if small else ("network", "epochs")))
+    budget = cells[0]["settings"]["budget"]
+    options = _of_cells(cells, "suite", *(("network", "epochs") if budget == "full" else ()))
     return command("shift", data="cifar10", seed=min(cell["seed"] for cell in cells) or None, **options)
 
 
