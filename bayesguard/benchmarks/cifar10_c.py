@@ -36,7 +36,15 @@ DRAWS = {"cifar10-c-ovadia": 128, "cifar10-c": 30}
 # What smaller budgets change.
 BUDGETS: dict[str, dict[str, Any]] = {
     "full": {},
-    "cpu": {"network": "small_cnn", "epochs": 10, "members": 5, "draws": 8, "train": 20_000, "test": 2000},
+    "cpu": {
+        "epochs": 8,
+        "members": 3,
+        "draws": 4,
+        "train": 20_000,
+        "test": 1000,
+        "timings": 1,
+        "precision": "bfloat16",
+    },
     "small": {
         **{"network": "small_cnn", "epochs": 2, "members": 2, "draws": 2, "train": 2000, "test": 500, "timings": 1},
         "severities": [1, 5],
@@ -75,9 +83,10 @@ def run(
         out: Folder for the results. Cells that were measured are kept below it, and not measured again.
         data_dir: Folder of the data; None for `BAYESGUARD_DATA`, or the download.
         jobs: Processes; see `bayesguard.benchmarks.cells.measure_all`.
-        budget: "full"; "cpu" for all shifts in an hour or two without a GPU: the small convolutional network, ten epochs on
-            20,000 images by Adam, 2,000 images to calibrate and 2,000 to test on, five members, eight draws; or "small" for a
-            quick look: two epochs on 2,000 images, 500 and 500, two members and draws, three kinds at two severities.
+        budget: "full"; "cpu" for all shifts in two or three hours without a GPU: eight epochs on 20,000 images, 1,000 images to
+            calibrate and 1,000 to test on, three members, four draws, trained in bfloat16; or "small" for a quick look: the small
+            convolutional network, two epochs on 2,000 images by Adam, 500 and 500, two members and draws, three kinds at two
+            severities.
         progress: Show a progress bar.
         say: Where the tables go.
 
@@ -135,6 +144,7 @@ def measure(
         settings["epochs"],
         settings["members"],
         settings["draws"],
+        settings["precision"],
     )
     method = METHODS[cell.method]
     start = time.perf_counter()
@@ -218,6 +228,7 @@ def _settings(suite: str, network: str | None, epochs: int | None, budget: str) 
         "timings": _TIMINGS,
         "severities": list(range(1, 6)),
         "kinds": None,
+        "precision": None,
         **BUDGETS[budget],
     }
     return {

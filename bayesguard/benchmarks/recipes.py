@@ -1,15 +1,15 @@
 """How networks for CIFAR-10 are trained, and every method built from them.
 
 The recipe: stochastic gradient descent with Nesterov momentum, a learning rate that rises for a twentieth of the epochs and
-falls along a cosine to zero, batches of 256 that are mirrored and cut at random on the device. On CUDA under autocast to
-bfloat16, with the channels of images last in memory.
+falls along a cosine to zero, batches of 256 that are mirrored and cut at random on the device, with the channels of images
+last in memory. On CUDA under autocast to bfloat16.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -55,22 +55,25 @@ def fit(
     device: torch.device,
     augment: Augment = flip_and_crop,
     adam: bool = False,
+    precision: str | None = None,
 ) -> None:
-    """Train a predictor by the recipe; with `adam` by Adam in place of stochastic gradient descent."""
+    """Train a predictor by the recipe; with `adam` by Adam in place of stochastic gradient descent.
+
+    `precision` is that of `Predictor.fit`; None for bfloat16 on CUDA and float32 elsewhere.
+    """
     predictor.to(device)
     images, labels = (tensor.to(device) for tensor in part)
-    cuda = device.type == "cuda"
     optimizer: Callable[..., Optimizer] = (
         partial(torch.optim.Adam, lr=ADAM_LEARNING_RATE)
         if adam
         else partial(torch.optim.SGD, lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     )
     predictor.fit(
-        AugmentedBatches(images, labels, BATCH_SIZE, augment, channels_last=cuda),
+        AugmentedBatches(images, labels, BATCH_SIZE, augment, channels_last=True),
         epochs=epochs,
         optimizer=optimizer,
         scheduler=partial(LambdaLR, lr_lambda=partial(warm_cosine, epochs=epochs)),
-        precision="bfloat16" if cuda else None,
+        precision=precision or ("bfloat16" if device.type == "cuda" else None),
     )
 
 
@@ -85,19 +88,30 @@ class Plan:
     epochs: int
     members: int
     draws: int
+    precision: str | None = None
 
     def make(self, seed: int, rate: float = 0.0, head_rate: float = 0.0) -> nn.Module:
         """Return the network from a start of its own."""
         _, channels, side, _ = self.images.train[0].shape
         with seeded_default_generators(torch.device("cpu"), seed, "network"):
-            return NETWORKS[self.network](channels, self.images.num_classes, side, rate=rate, head_rate=head_rate)
+            network = NETWORKS[self.network](channels, self.images.num_classes, side, rate=rate, head_rate=head_rate)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def fit(self, predictor: Predictor, *, augment: Augment = flip_and_crop, adam: bool = False) -> Predictor:
         """Train a predictor and return it."""
         # Without batch normalisation so large a learning rate diverges.
         adam = adam or self.network == "small_cnn"
-        fit(predictor, self.images.train, epochs=self.epochs, device=self.device, augment=augment, adam=adam)
+        self._fit(predictor, self.epochs, augment, adam)
         return predictor
+
+    def fit_last_layer(self, predictor: Predictor, *, augment: Augment) -> Predictor:
+        """Train what is left to train of a trained network, for an eighth of the epochs, and return the predictor."""
+        self._fit(predictor, max(1, self.epochs // 8), augment, adam=True)
+        return predictor
+
+    def _fit(self, predictor: Predictor, epochs: int, augment: Augment, adam: bool) -> None:
+        settings: dict[str, Any] = {"augment": augment, "adam": adam, "precision": self.precision}
+        fit(predictor, self.images.train, epochs=epochs, device=self.device, **settings)
 
 
 def deterministic(plan: Plan) -> Predictor:
@@ -165,15 +179,7 @@ def augmix_last_layer(plan: Plan) -> Predictor:
     last = {id(tensor) for tensor in predictor.weights.tensors()}
     for parameter in predictor.network.parameters():
         parameter.requires_grad_(id(parameter) in last)
-    fit(
-        predictor,
-        plan.images.train,
-        epochs=max(1, plan.epochs // 8),
-        device=plan.device,
-        augment=augmix_flip_and_crop,
-        adam=True,
-    )
-    return predictor
+    return plan.fit_last_layer(predictor, augment=augmix_flip_and_crop)
 
 
 class Method(NamedTuple):

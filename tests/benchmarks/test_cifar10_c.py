@@ -260,17 +260,17 @@ def test_budgets_name_their_files_and_settings(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(cifar10_c, "table", lambda _: "")
     for options in (
         {"budget": "cpu"},
-        {"budget": "cpu", "network": "resnet20", "epochs": 3},
+        {"budget": "cpu", "network": "resnet18", "epochs": 3},
         {"network": "resnet18"},
         {"network": "resnet20"},
     ):
         run(methods=["deterministic"], out=tmp_path, device="cpu", say=lambda _: None, **options)
-    names = ["-cpu", "-cpu-resnet20", "-resnet18", ""]
+    names = ["-cpu", "-cpu-resnet18", "-resnet18", ""]
     assert [name for name, _ in seen] == [f"shift-cifar10-c-ovadia{name}-cells" for name in names]
     chosen = [(each["network"], each["epochs"], each["train"], each["kinds"]) for _, each in seen]
     assert chosen == [
-        ("small_cnn", 10, 20_000, None),
-        ("resnet20", 3, 20_000, None),
+        ("resnet20", 8, 20_000, None),
+        ("resnet18", 3, 20_000, None),
         ("resnet18", 80, None, None),
         ("resnet20", 80, None, None),
     ]
