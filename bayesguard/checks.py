@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bayesguard.errors import BadInput, BadType
+from bayesguard.looks import found
 
 Array = Tensor | npt.NDArray[np.generic]
 
@@ -39,7 +40,7 @@ def check_finite(value: Tensor, name: str, *, allow_negative_infinity: bool = Fa
     bad = value.isnan() | (value == torch.inf)
     if not allow_negative_infinity:
         bad |= value == -torch.inf
-    if bad.any():
+    if found(bad.any()):
         row = bad_row(bad.movedim(row_axis, 0) if bad.dim() else bad)
         allowed = "finite numbers or -inf (a masked class)" if allow_negative_infinity else "finite numbers"
         raise BadInput(f"{name} has NaN or infinity in row {row}; only {allowed} are allowed")

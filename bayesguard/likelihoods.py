@@ -19,6 +19,7 @@ from torch.distributions import StudentT as StudentTDistribution
 
 from bayesguard.checks import bad_row, check_finite, check_labels, check_shape
 from bayesguard.errors import BadInput, BadType, BayesguardWarning
+from bayesguard.looks import found, puts_off
 from bayesguard.predictive import (
     BernoulliPredictive,
     CategoricalPredictive,
@@ -169,7 +170,7 @@ class Bernoulli(Likelihood):
         return targets.to(_float(outputs).dtype)
 
     def predictive(self, outputs: Tensor, weights: Tensor | None = None, *, exact: bool = False) -> Predictive:
-        if outputs.numel() >= 64 and bool(((outputs >= 0) & (outputs <= 1)).all()):
+        if outputs.numel() >= 64 and found(((outputs >= 0) & (outputs <= 1)).all()):
             warnings.warn(
                 "all outputs lie in [0, 1]: they are taken as logits, but look like probabilities; "
                 "if the network ends in a sigmoid, leave it out",
@@ -347,6 +348,9 @@ def _refuse_probabilities(logits: Tensor) -> bool:
     if (size := logits.numel()) == 0 or torch._C._functorch.is_batchedtensor(logits):
         return False
     # All rows would have to be probabilities: the first one, or the sum of a few, settles it for nearly every network.
+    if puts_off(logits):
+        found((logits[(0,) * (logits.dim() - 1)].sum() - 1).abs() < 1e-3)
+        return False
     some = logits if size < _FEW else logits[(0,) * (logits.dim() - 1)]
     rows = some.numel() // logits.shape[-1]
     total = sum(some.flatten().tolist()) if are_few(some) else some.sum().item()

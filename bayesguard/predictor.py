@@ -20,6 +20,7 @@ from bayesguard.data import Batch, batches, count_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
 from bayesguard.layers import BayesianLayer
 from bayesguard.likelihoods import Categorical, Likelihood
+from bayesguard.looks import with_one_look
 from bayesguard.predictive import Gathering, Predictive
 from bayesguard.predictive.groups import blocks
 from bayesguard.predictive.parts import Part as Part
@@ -501,7 +502,7 @@ class Predictor(nn.Module, ABC):
         positional, keywords = self._prepare(inputs, kwargs)
         if draws.stopping is None:
             settings = {"num_samples": draws.num_samples, "seed": draws.seed, "offset": offset}
-            return collect(self.predictives(*positional, **settings, **keywords), draws.keep)
+            return with_one_look(lambda: collect(self.predictives(*positional, **settings, **keywords), draws.keep))
 
         def continued(forward: Forward, first: int, count: int) -> Iterator[Predictive]:
             more = {"num_samples": count, "seed": draws.seed, "offset": offset}

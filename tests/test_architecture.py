@@ -14,7 +14,7 @@ PACKAGE = Path(bg.__file__).parent
 
 # Each part may import from its own level (its own part only) and from the levels before it.
 LEVELS = [
-    {"errors"},
+    {"errors", "looks"},
     {"checks"},
     {"predictive", "sampling", "shift", "exponential_integral", "weights"},
     {"likelihoods", "priors"},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayesguard.checks import check_finite, check_shape
 from bayesguard.errors import BadInput, BadType, NotFitted
+from bayesguard.looks import holds
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.numerics import as_given, wide
 from bayesguard.sampling import stream
@@ -114,7 +115,7 @@ class Calibrator(nn.Module, ABC):
         Raises:
             NotFitted: The calibrator was not fitted.
         """
-        if not self.fitted:
+        if not holds(self.is_fitted):
             name = type(self).__name__
             raise NotFitted(f"this {name} is not fitted; call fit(pred, targets) on held-out predictions first")
         return self._calibrate(pred)

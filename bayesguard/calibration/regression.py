@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from bayesguard.calibration.base import Calibrator
 from bayesguard.checks import check_count
 from bayesguard.errors import BadType, CalibrationWarning
+from bayesguard.looks import number
 from bayesguard.predictive import ContinuousPredictive, Predictive, RecalibratedPredictive
 from bayesguard.predictive.components import parameters
 from bayesguard.predictive.numerics import BUDGET, wide
@@ -60,7 +61,7 @@ class VarianceScaling(Calibrator):
         self.register_buffer("factor", torch.ones((), dtype=torch.float32, device="cpu"))
 
     def _calibrate(self, pred: Predictive) -> Predictive:
-        return _scaled(_with_scales(pred), float(self.factor))
+        return _scaled(_with_scales(pred), number(self.factor, pred._tensor))
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         pred = _widened(_with_scales(pred))
@@ -106,10 +107,9 @@ def _with_scales(pred: Predictive) -> ContinuousPredictive:
     )
 
 
-def _scaled(pred: ContinuousPredictive, factor: float) -> ContinuousPredictive:
+def _scaled(pred: ContinuousPredictive, factor: float | Tensor) -> ContinuousPredictive:
     named = parameters(pred.component).items()
     scales = ("scale", "inner_scale")
-    # A Python number keeps the dtype and the device.
     return pred._rebuild([value * factor if name in scales else value for name, value in named])
 
 

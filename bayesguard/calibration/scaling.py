@@ -15,6 +15,7 @@ from bayesguard.calibration.likelihood import PooledLikelihood, minimise, picked
 from bayesguard.calibration.profile import profile_end
 from bayesguard.checks import check_labels
 from bayesguard.errors import BadInput, BadType, CalibrationWarning
+from bayesguard.looks import number
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.bernoulli import check_answers
 from bayesguard.predictive.numerics import BUDGET
@@ -79,8 +80,7 @@ class TemperatureScaling(Calibrator):
 
     def _calibrate(self, pred: Predictive) -> Predictive:
         draws = _logits(pred)
-        # A Python number keeps the dtype and the device of the logits.
-        return pred._rebuild([_normalised(draws / float(self.temperature), pred)])
+        return pred._rebuild([_normalised(draws / number(self.temperature, draws), pred)])
 
     def _fit(self, pred: Predictive, targets: Tensor, counts: Tensor | None = None) -> None:
         logits, labels = _two_classes_at_least(pred, targets)

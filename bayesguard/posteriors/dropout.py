@@ -102,13 +102,17 @@ class MCDropout(Predictor):
         forward = Forward(self.network, inputs, kwargs, self.output)
         structure = self._checked_structure(forward, seed)
         start: Tensor | None = None
+        varied: Tensor | None = None
         for outputs in self._sampler.chunks(
             forward, num_samples=num_samples, seed=seed, offset=offset, first=first_draw, chunk=draws_per_chunk
         ):
             if not self._has_varied and outputs.numel():
                 start = outputs[:1].clone() if start is None else start
-                self._has_varied = bool((outputs != start).any())
+                differs = (outputs != start).any()
+                varied = differs if varied is None else varied | differs
             yield outputs
+        if varied is not None:
+            self._has_varied = bool(varied)
         if (
             not self._has_varied
             and num_samples > 1

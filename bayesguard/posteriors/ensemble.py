@@ -19,6 +19,7 @@ from bayesguard.checks import check_count
 from bayesguard.data import Batch, bootstrap
 from bayesguard.errors import BadInput, BadType
 from bayesguard.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, Likelihood, Poisson, StudentT
+from bayesguard.looks import with_one_look
 from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.posteriors.ensemble_prediction import MemberOutputs
 from bayesguard.predictive import Predictive
@@ -189,7 +190,7 @@ class DeepEnsemble(Predictor):
             # Not `.likelihood`, as in `_calibrated`.
             likelihood: Any = members[0]._modules["likelihood"]
             return self._calibrated(likelihood.predictive(outputs), "draws")
-        return collect(self._parts_of(members, outputs), draws.keep)
+        return with_one_look(lambda: collect(self._parts_of(members, outputs), draws.keep))
 
     @property
     def num_chains(self) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bayesguard.checks import check_count
+from bayesguard.looks import with_one_look
 from bayesguard.posteriors.pyro_program import NetworkProgram
 from bayesguard.posteriors.weight_outputs import WeightOutputs
 from bayesguard.predictive import Predictive
@@ -50,7 +51,7 @@ class WeightPredictor(Predictor):
             for outputs in self._outputs.chunks(forward, lambda some: self._from_prior(seed, some), range(samples)):
                 yield Part(self.likelihood.predictive(outputs), len(outputs) / samples)
 
-        return collect(parts(), keep=True)
+        return with_one_look(lambda: collect(parts(), keep=True))
 
     def _from_prior(self, seed: int, draws: range) -> Tensor:
         """Weights `[s, P]` drawn from the prior."""

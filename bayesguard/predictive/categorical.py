@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isnan
 from typing import NoReturn
 
 import torch
@@ -11,6 +10,7 @@ from torch.distributions import Categorical, constraints
 
 from bayesguard.checks import bad_row, check_finite, check_labels
 from bayesguard.errors import BadInput
+from bayesguard.looks import found
 from bayesguard.predictive.base import normalised_weights, with_draws
 from bayesguard.predictive.numerics import BUDGET, CACHED, as_floating, as_given, slices, unfilled, wide
 from bayesguard.predictive.pooled import PooledPredictive
@@ -47,7 +47,7 @@ class CategoricalPredictive(PooledPredictive):
         log_probs = _log_softmax(values)
         # What may not be (NaN, +inf, every class masked) all ends in NaN, and nothing here is +inf, so that the sum is NaN
         # only where a number is: one look, and a reason where there is one.
-        if isnan(log_probs.detach().sum()):
+        if found(log_probs.detach().sum().isnan()):
             check_finite(values, "logits", allow_negative_infinity=True, row_axis=1)
             masked = (values == -torch.inf).all(-1)
             raise BadInput(f"logits has every class masked (-inf) in row {bad_row(masked.movedim(1, 0))}")

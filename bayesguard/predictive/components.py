@@ -19,6 +19,7 @@ from torch.distributions import (
 
 from bayesguard.checks import bad_row, check_finite
 from bayesguard.errors import BadInput, BadType
+from bayesguard.looks import holds
 from bayesguard.predictive.numerics import wide
 from bayesguard.predictive.student import gaussian_cdf, student_cdf, student_log_prob
 
@@ -73,7 +74,7 @@ def check_parameters(component: Distribution) -> None:
         if allowed is None or constraints.is_dependent(allowed) or (mixture and name == "logits"):
             continue
         good = allowed.check(value)
-        if good.shape == value.shape and not good.all():
+        if good.shape == value.shape and not holds(good.all()):
             row = bad_row(~good.movedim(1, 0))
             raise BadInput(f"{name} must satisfy {allowed}, the component of row {row} does not")
 

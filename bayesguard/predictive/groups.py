@@ -42,7 +42,7 @@ def variance_between(values: Tensor, weights: Tensor, groups: Groups) -> Tensor:
     if groups is not None:
         weights = group_weights(weights, groups)
         sums = values.new_zeros(len(weights), *values.shape[1:])
-        sums.index_add_(0, groups.to(values.device), share * values)
+        sums.index_add_(0, _placed(groups, values), share * values)
         share = _column(weights, values)
         values = sums / share.clamp_min(torch.finfo(share.dtype).tiny)
     return (share * (values - mean).square()).sum(0)
@@ -53,7 +53,7 @@ def group_weights(weights: Tensor, groups: Groups) -> Tensor:
     if groups is None:
         return weights
     totals = weights.new_zeros(int(groups.max()) + 1)
-    return totals.index_add_(0, groups.to(weights.device), weights)
+    return totals.index_add_(0, _placed(groups, weights), weights)
 
 
 def error_factor(weights: Tensor, groups: Groups) -> float:
@@ -70,6 +70,11 @@ def error_factor(weights: Tensor, groups: Groups) -> float:
     spent = float(square.sum())
     spread = float((square / own.clamp_min(torch.finfo(own.dtype).tiny)).sum())
     return spent / (spread - spent) if spread - spent > 1e-12 * spread else float("inf")
+
+
+def _placed(groups: Tensor, like: Tensor) -> Tensor:
+    # The host waits for a device with a copy to it, unless told not to; it does not write to these numbers again.
+    return groups.to(like.device, non_blocking=True)
 
 
 def _column(weights: Tensor, values: Tensor) -> Tensor:

@@ -260,7 +260,8 @@ class Block:
 
     def keeps(self, positions: range) -> Tensor:
         """Return the masks of some draws of the block, `[G, ...]`."""
-        bits = _BITS[positions.start : positions.stop].to(self._kept.device)
+        # A copy to a device is waited for, unless told otherwise.
+        bits = _BITS[positions.start : positions.stop].to(self._kept.device, non_blocking=True)
         return (self._kept & bits.view(-1, *[1] * self._kept.dim())) != 0
 
     def keep(self, draw: int) -> Tensor:
