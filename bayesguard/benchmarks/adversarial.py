@@ -7,6 +7,7 @@ as it is: it climbs the loss of the network as trained.
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.nn.functional import nll_loss
 import bayesguard as bg
 from bayesguard.adversarial import fgsm, pgd
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all, spread
+from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, Part, load
 from bayesguard.benchmarks.shift import METHODS as TRAINED
 from bayesguard.benchmarks.shift import SETTINGS, factory, train
@@ -137,11 +139,18 @@ def measure(
 ) -> dict[str, Any]:
     """Train one method and attack it; see `measure_all`."""
     images = load(cell.data, seed=cell.seed, limit=limit)
+    start = time.perf_counter()
     predictor = _trained(cell, images, device, epochs)
+    seconds = time.perf_counter() - start
     if cell.method == "temperature":
         predictor.calibrate(images.calibration)
     part = images.test[0].to(device), images.test[1].to(device)
-    return {**measured(predictor, part, radii, attack, cell.seed), "num_images": len(part[1])}
+    single = bg.Deterministic(factory(SETTINGS[cell.data], images)(cell.seed))
+    return {
+        **measured(predictor, part, radii, attack, cell.seed),
+        "num_images": len(part[1]),
+        "costs": costs(predictor, single, part[0], seconds),
+    }
 
 
 def _trained(cell: Cell, images: ImageSet, device: torch.device, epochs: int | None) -> Predictor:
@@ -223,7 +232,7 @@ def run(
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return means over seeds with 95 % t intervals as Markdown, and where entropy rises and accuracy falls by seed."""
+    """Return means over seeds with 95 % t intervals as Markdown, and where entropy rises and accuracy falls by seed, and costs."""
     lines = [
         "| | radius | accuracy | confidence | entropy | mutual information | AUROC of errors |",
         "|---|---|---|---|---|---|---|",
@@ -238,7 +247,7 @@ def table(records: Sequence[Record]) -> str:
             lines.append(f"| {label} | {row['radius']:g} | {' | '.join(figures)} |")
         places = [_radii([values[key] for values in own]) for key in ("entropy_rises_at", "accuracy_falls_at")]
         onsets.append(f"| {METHODS[method]} | {' | '.join(places)} |")
-    return "\n".join([*lines, "", *onsets])
+    return with_costs("\n".join([*lines, "", *onsets]), records, METHODS)
 
 
 def _figure(values: Sequence[float | None]) -> str:

@@ -19,14 +19,14 @@ from bayesguard.benchmarks import recipes
 from bayesguard.benchmarks.cells import Cell, Record, check_methods, collect, measure_all
 from bayesguard.benchmarks.cifar10_c_scores import Scored, averaged, by_set, scored
 from bayesguard.benchmarks.cifar10_c_tables import table
+from bayesguard.benchmarks.costs import costs
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.recipes import METHODS, Plan
-from bayesguard.benchmarks.residual import NETWORKS, num_parameters
+from bayesguard.benchmarks.residual import NETWORKS
 from bayesguard.benchmarks.unseen import CONTENT, FAMILIES, ROWS, answers, fitted, rows
 from bayesguard.calibration import TemperatureScaling
 from bayesguard.errors import BadInput
 from bayesguard.predictive import Predictive
-from bayesguard.predictor import Predictor
 from bayesguard.shift import suite as suite_of
 
 SUITES = ("cifar10-c-ovadia", "cifar10-c")
@@ -171,9 +171,13 @@ def measure(
     return {
         "rows": {row: by_set(shifts, own) for row, own in found.items()},
         "temperature": float(temperature),
-        "parameters": num_parameters(predictor),
-        "train_seconds": round(seconds, 2),
-        "relative_prediction_time": _relative_time(predictor, plan, settings["timings"]),
+        "costs": costs(
+            predictor,
+            bg.Deterministic(plan.make(plan.seed)),
+            images.test[0],
+            seconds,
+            repeats=settings["timings"],
+        ),
     }
 
 
@@ -257,24 +261,6 @@ def _images(train: int | None, test: int | None, data_dir: str | Path | None) ->
         calibration=first(images.calibration, test),
         test=first(images.test, test),
     )
-
-
-def _relative_time(predictor: Predictor, plan: Plan, repeats: int) -> float:
-    """The time that the test images take, relative to that of one network of the kind."""
-    single = bg.Deterministic(plan.make(plan.seed)).to(plan.device)
-    images = plan.images.test[0]
-    return round(_fastest(predictor, images, repeats) / _fastest(single, images, repeats), 2)
-
-
-def _fastest(predictor: Predictor, images: Tensor, repeats: int) -> float:
-    predictor.predict(images)
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        # Answers are gathered on the CPU: nothing is still under way afterwards.
-        predictor.predict(images)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 def run_shift(data: str, *, methods: Sequence[str] | None, limit: int | None, budget: str, **options: Any) -> None:

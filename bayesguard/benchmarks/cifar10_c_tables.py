@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from bayesguard.benchmarks.cells import Record, spread
+from bayesguard.benchmarks.costs import with_costs
 from bayesguard.benchmarks.published import OVADIA_CIFAR10, UNCERTAINTY_BASELINES_CIFAR10, Quartiles
 from bayesguard.benchmarks.recipes import METHODS
 
@@ -39,8 +40,10 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 def table(records: Sequence[Record]) -> str:
     """Return the tables of one suite as Markdown, with notes on where the protocol is not the published one."""
     settings = records[0]["settings"]
-    parts = [_of_quartiles(records) if settings["suite"] == "cifar10-c-ovadia" else _of_means(records), _costs(records)]
-    return "\n\n".join([*parts, notes(settings)])
+    rows = _of_quartiles(records) if settings["suite"] == "cifar10-c-ovadia" else _of_means(records)
+    devices = ", ".join(dict.fromkeys(record["device"] for record in records))
+    labels = {name: method.label for name, method in METHODS.items()}
+    return f"{with_costs(rows, records, labels)}\n\n{notes(settings)}\nMeasured on {devices}."
 
 
 def notes(settings: dict[str, Any]) -> str:
@@ -119,25 +122,6 @@ def _of_means(records: Sequence[Record]) -> str:
             metric = _MEANS[place % len(_MEANS)][0]
             ours = [values["clean"][metric] if place < len(_MEANS) else _mean_of(values, metric) for values in own]
             cells += [_figure(ours), f"{theirs[place]:.3f}" if theirs else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _costs(records: Sequence[Record]) -> str:
-    lines = [
-        "| | parameters | training (s) | prediction, of one pass | device |",
-        "|---|---|---|---|---|",
-    ]
-    for method in dict.fromkeys(record["method"] for record in records):
-        same = [record for record in records if record["method"] == method]
-        values = [record["values"] for record in same]
-        cells = [
-            METHODS[method].label,
-            f"{values[0]['parameters']:,}",
-            f"{spread([value['train_seconds'] for value in values]).mean:.1f}",
-            f"{spread([value['relative_prediction_time'] for value in values]).mean:.1f}",
-            ", ".join(dict.fromkeys(record["device"] for record in same)),
-        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

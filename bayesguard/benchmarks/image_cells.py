@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import bayesguard as bg
-from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all, spread
+from bayesguard.benchmarks.cells import Cell, Record, collect, measure_all
+from bayesguard.benchmarks.costs import costs
 from bayesguard.benchmarks.datasets import ImageSet, load, ood_images
 from bayesguard.benchmarks.detection import Scores, detection, scores
 from bayesguard.benchmarks.image_recipes import METHODS, NETWORKS, recipe_of, trained
@@ -166,7 +167,7 @@ def measure(
             if row != SET:
                 answer = adjust(pred)
                 found[row]["ood"][name] = detection(inside[row], scores(answer)) | {"confidence": _confidence(answer)}
-    return {"rows": found, "costs": {"train_seconds": round(seconds, 2), **costs(predictor, network, images)}}
+    return {"rows": found, "costs": network_costs(predictor, network, images, seconds)}
 
 
 def quality(pred: Any, labels: Tensor) -> dict[str, float]:
@@ -213,37 +214,12 @@ def _rows(cell: Cell, predictor: Predictor, images: ImageSet) -> dict[str, Calla
     return rows
 
 
-def costs(predictor: Predictor, network: str, images: ImageSet) -> dict[str, float]:
-    """Parameters, and the time of a prediction relative to one pass of one network."""
+def network_costs(predictor: Predictor, network: str, images: ImageSet, train_seconds: float) -> dict[str, float]:
+    """Return the costs of a predictor beside one network of the kind, on the first 1,000 test images."""
     inputs = images.test[0][:1000]
     _, channels, side, _ = inputs.shape
     single = bg.Deterministic(NETWORKS[network](channels, images.num_classes, side, 0.0))
-    single.to(next(predictor.parameters()).device)
-    return {
-        "parameters": sum(parameter.numel() for parameter in predictor.parameters()),
-        "relative_time": round(_seconds(predictor, inputs) / _seconds(single, inputs), 2),
-    }
-
-
-def cost_table(records: Sequence[Record], labels: Mapping[str, str] | None = None) -> str:
-    """Return parameters, seconds of training, and the time of a prediction relative to one pass, as Markdown; means over seeds."""
-    lines = ["| | parameters | training (s) | prediction, times one pass |", "|---" * 4 + "|"]
-    for method in dict.fromkeys(record["method"] for record in records):
-        own = [record["values"]["costs"] for record in records if record["method"] == method]
-        seconds, times = (spread([cost[name] for cost in own]).mean for name in ("train_seconds", "relative_time"))
-        label = method if labels is None else labels[method]
-        lines.append(f"| {label} | {own[0]['parameters']:,} | {seconds:.0f} | {times:.1f} |")
-    return "\n".join(lines)
-
-
-def _seconds(predictor: Predictor, inputs: Tensor) -> float:
-    """The shortest of three predictions, after one that warms up."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        predictor.predict(inputs).probs.cpu()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return costs(predictor, single, inputs, train_seconds)
 
 
 def collect_rows(

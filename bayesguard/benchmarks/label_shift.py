@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all
 from bayesguard.benchmarks.datasets import ImageSet, load
-from bayesguard.benchmarks.image_cells import costs, quality
+from bayesguard.benchmarks.image_cells import network_costs, quality
 from bayesguard.benchmarks.image_recipes import recipe_of, trained
 from bayesguard.benchmarks.label_shift_draws import SHIFTS, Shift, fitting_counts, resampled, shares_of, total_variation
 from bayesguard.benchmarks.label_shift_tables import NOTE, described, tables
@@ -146,7 +146,7 @@ def measure(
     found = {str(shift): _drawn(answers, images, natural, shift, settings, cell.seed) for shift in SHIFTS}
     return {
         "shifts": found,
-        "costs": {"train_seconds": round(seconds, 2), **costs(predictor, settings.network, images)},
+        "costs": network_costs(predictor, settings.network, images, seconds),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bayesguard.benchmarks.cells import Record, spread
-from bayesguard.benchmarks.image_cells import cost_table
+from bayesguard.benchmarks.costs import cost_table
 
 NOTE = (
     "Means over seeds x draws with 95 % t intervals over them. All draws of a seed have the networks and the test set in "

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bayesguard.benchmarks.cells import Record, Spread, spread
-from bayesguard.benchmarks.image_cells import FOREIGN, SHIFTS, collect_rows, cost_table, records_of
+from bayesguard.benchmarks.costs import cost_table
+from bayesguard.benchmarks.image_cells import FOREIGN, SHIFTS, collect_rows, records_of
 from bayesguard.benchmarks.image_recipes import METHODS
 from bayesguard.errors import BadFile, BadInput
 

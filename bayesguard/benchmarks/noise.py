@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import bayesguard as bg
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all
+from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.files import read
 from bayesguard.benchmarks.networks import ResNet20, SmallCNN
@@ -110,8 +112,7 @@ def run(
         jobs=jobs,
         progress=progress,
     )
-    rows = human_table(records) if labels == "cifar10h" else noise_table(records)
-    say(f"\n{rows}\n\nBudget: {budget} ({chosen}), {seeds} seeds.\n")
+    say(f"\n{tables(records, labels)}\n\nBudget: {budget} ({chosen}), {seeds} seeds.\n")
     path = Path(out) / (f"noise-{labels}.json" if budget == "full" else f"noise-{labels}-{budget}.json")
     collect(records, path, benchmark="noise", labels=labels, budget=budget, protocol=str(chosen))
     say(f"wrote {path}")
@@ -131,10 +132,13 @@ def measure(cell: Cell, device: torch.device, *, budget: Budget, data_dir: str |
         cell.seed,
         partial(_fit, train=train, budget=budget, device=device),
     )
-    found: dict[str, Any] = {"training_seconds": round(time.perf_counter() - start, 3)}
+    seconds = time.perf_counter() - start
     if noise is None:
-        return {**found, **_human(predictor, images, held, human_counts(images, data_dir))}
-    return {**found, **_noisy(predictor, images, held)}
+        found = _human(predictor, images, held, human_counts(images, data_dir))
+    else:
+        found = _noisy(predictor, images, held)
+    single = bg.Deterministic(network(channels, images.num_classes, side))
+    return {**found, "costs": costs(predictor, single, images.test[0][:1000], seconds)}
 
 
 Part = tuple[Tensor, Tensor]
@@ -223,6 +227,12 @@ def clean_scores(pred: Predictive, labels: Tensor) -> dict[str, float]:
     }
 
 
+def tables(records: Sequence[Record], labels: str) -> str:
+    """Return the table of the labels and that of the costs, as Markdown."""
+    rows = human_table(records) if labels == "cifar10h" else noise_table(records)
+    return with_costs(rows, records, {name: label for name, (label, _) in BUILDERS.items()})
+
+
 def human_table(records: Sequence[Record]) -> str:
     """Return how methods compare with people, as Markdown: means with 95 % t intervals over seeds."""
     columns = {
@@ -254,7 +264,9 @@ def _table(lead: str, records: Sequence[Record], columns: dict[str, str]) -> lis
     lines = [f"| {' | '.join([*first, 'method', *columns.values()])} |", "|---" * (len(columns) + 1 + len(first)) + "|"]
     for method in METHODS:
         kept = [record["values"] for record in records if record["method"] == method]
-        forms = [name for name, values in kept[0].items() if isinstance(values, dict)] if kept else []
+        forms = (
+            [name for name, values in kept[0].items() if isinstance(values, dict) and name != "costs"] if kept else []
+        )
         for form in forms:
             label = BUILDERS[method][0] + ("" if form == "as trained" else f" + {form}")
             cells = [shown([values[form][metric] for values in kept]) for metric in columns]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bayesguard.benchmarks.cells import Record, Spread, spread
-from bayesguard.benchmarks.image_cells import FOREIGN, collect_rows, cost_table, records_of
+from bayesguard.benchmarks.costs import cost_table
+from bayesguard.benchmarks.image_cells import FOREIGN, collect_rows, records_of
 from bayesguard.benchmarks.image_recipes import METHODS
 from bayesguard.benchmarks.published import LAPLACE_REDUX_MNIST_AUROC, LAPLACE_REDUX_MNIST_CONFIDENCE
 from bayesguard.errors import BadInput

@@ -6,6 +6,7 @@ too: one hidden layer of 50 rectified units (protein: 100).
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.benchmarks.cells import Cell, Record, Spread, check_run, collect, measure_all, measure_together, spread
+from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import Standardised, regression, standardised
 from bayesguard.benchmarks.many_networks import normal_nll, squared_error
 from bayesguard.benchmarks.published import UCI as PUBLISHED
@@ -185,7 +187,7 @@ def run(
 
 def measure(
     cell: Cell, device: torch.device, *, data_dir: str | Path | None = None, small: bool = False
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train a method on one split and test it."""
     split = standardised(regression(cell.data, data_dir=data_dir), cell.seed)
     x, y = torch.from_numpy(split.train_inputs), torch.from_numpy(split.train_targets)
@@ -193,6 +195,7 @@ def measure(
     assert recipe.build is not None
     predictor = recipe.build(recipe, x.shape[1], _width(cell.data), cell.seed).to(device)
     epochs = _epochs(recipe.epochs, len(x), small)
+    start = time.perf_counter()
     predictor.fit(
         (x, y),
         epochs=epochs,
@@ -200,13 +203,13 @@ def measure(
         optimizer=partial(torch.optim.Adam, lr=recipe.learning_rate),
         scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=epochs) if recipe.cosine else None,
     )
-    return _tested(predictor, split)
+    return _tested(predictor, split, time.perf_counter() - start, _width(cell.data))
 
 
 def measure_tuned(
     cells: Sequence[Cell], device: torch.device, *, data_dir: str | Path | None = None, small: bool = False
-) -> list[dict[str, float]]:
-    """Train a method on all splits together, each with a rate of its own, and test it."""
+) -> list[dict[str, Any]]:
+    """Train a method on all splits together, each with a rate of its own, and test it; its time is shared out equally."""
     data = cells[0].data
     rows = regression(data, data_dir=data_dir)
     splits = [standardised(rows, cell.seed) for cell in cells]
@@ -214,6 +217,7 @@ def measure_tuned(
     recipe = recipe_of(cells[0].method, num_rows)
     assert recipe.kind is not None
     assert recipe.search is not None
+    start = time.perf_counter()
     found = tuned(
         recipe.kind._replace(num_members=recipe.num_members),
         replace(recipe.search, draws=64, final_draws=64) if small else recipe.search,
@@ -226,8 +230,13 @@ def measure_tuned(
         learning_rate=recipe.learning_rate,
         cosine=recipe.cosine,
     )
+    seconds = (time.perf_counter() - start) / len(cells)
     return [
-        {**_tested(own.predictor.to(device), split), "rate": own.rate, **_noise(recipe.kind, own.scale, split)}
+        {
+            **_tested(own.predictor.to(device), split, seconds, _width(data)),
+            "rate": own.rate,
+            **_noise(recipe.kind, own.scale, split),
+        }
         for own, split in zip(found, splits, strict=True)
     ]
 
@@ -251,9 +260,13 @@ def _epochs(by_size: Sequence[int], num_rows: int, small: bool) -> int:
     return 2 if small else by_size[min(size, len(by_size) - 1)]
 
 
-def _tested(predictor: Predictor, split: Standardised) -> dict[str, float]:
-    test = torch.from_numpy(split.test_inputs), torch.from_numpy(split.test_targets)
-    return scores(*predictor.predict_with_targets(test), split)
+def _tested(predictor: Predictor, split: Standardised, seconds: float, width: int) -> dict[str, Any]:
+    inputs, targets = torch.from_numpy(split.test_inputs), torch.from_numpy(split.test_targets)
+    single = bg.Deterministic(_mean_and_scale(inputs.shape[1], width, 0), _noise_of_input())
+    return {
+        **scores(*predictor.predict_with_targets((inputs, targets)), split),
+        "costs": costs(predictor, single, inputs[:1000], seconds),
+    }
 
 
 def scores(predictive: Predictive, targets: Tensor, split: Standardised) -> dict[str, float]:
@@ -270,7 +283,7 @@ def scores(predictive: Predictive, targets: Tensor, split: Standardised) -> dict
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return the table as Markdown: ours as mean, standard error and standard deviation over splits, then the paper's."""
+    """Return the table as Markdown: ours as mean, standard error and standard deviation over splits, then the paper's; and costs."""
     data = records[0]["data"]
     heads = [f"{label}, mean ± s.e. (s.d.) | published, ± s.e." for label in _LABELS.values()]
     lines = [f"| | {' | '.join(heads)} |", "|---|---|---|---|---|"]
@@ -282,7 +295,7 @@ def table(records: Sequence[Record]) -> str:
             cells += [own_cell, _published(recipe, metric, data)]
         if any(own.values()):
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return with_costs("\n".join(lines), records, {name: recipe.label for name, recipe in METHODS.items()})
 
 
 def found(records: Sequence[Record], method: str, metric: str) -> Spread | None:

@@ -5,6 +5,7 @@ take the content away, which are of no family; its calibration error is measured
 tested set, found with its labels: the limit of scaling.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import bayesguard as bg
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all, spread
+from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import load
 from bayesguard.benchmarks.shift import SETTINGS, factory, train
 from bayesguard.calibration import ShiftAwareScaling, TemperatureScaling
@@ -104,7 +106,9 @@ def measure(
     seed = cell.seed
     images, settings = load(cell.data, seed=seed, limit=limit, data_dir=data_dir), SETTINGS[cell.data]
     ensemble = bg.DeepEnsemble(factory(settings, images), num_members=_MEMBERS, seed=seed)
+    start = time.perf_counter()
     train(images, settings, epochs, device, ensemble)
+    seconds = time.perf_counter() - start
     shifts: list[AnyShift] = list(suite("images", seed))
     held, held_labels = answers(ensemble, images.calibration, [*shifts, *suite(CONTENT, seed)], seed)
     tested, labels = answers(ensemble, images.test, shifts, seed + 1)
@@ -119,7 +123,8 @@ def measure(
             for row, answer in rows(calibrators, tested[k], labels).items():
                 found[row]["unseen"].setdefault(names[k], []).append(_error(answer, labels))
                 found[row]["brier"].setdefault(names[k], []).append(float(brier_score(answer.probs, labels)))
-    return {"rows": found, "num_images": len(labels)}
+    single = bg.Deterministic(factory(settings, images)(seed))
+    return {"rows": found, "num_images": len(labels), "costs": costs(ensemble, single, images.test[0], seconds)}
 
 
 def _error(answer: Predictive, labels: Tensor) -> float:
@@ -169,9 +174,9 @@ def summary(values: dict[str, Any]) -> tuple[float, ...]:
 
 
 def table(records: Sequence[Record]) -> str:
-    """Return the table as Markdown: means over seeds, with 95 % t intervals where there are several."""
+    """Return the table as Markdown: means over seeds, with 95 % t intervals where there are several; and costs."""
     lines = ["| | ECE, 25 % | median | 75 % | mean | clean | Brier, mean |", "|---|---|---|---|---|---|---|"]
     for row in ROWS:
         seeds = [summary(record["values"]["rows"][row]) for record in records]
         lines.append(f"| {row} | {' | '.join(spread(column).shown() for column in zip(*seeds, strict=True))} |")
-    return "\n".join(lines)
+    return with_costs("\n".join(lines), records, {"ensemble": "Deep ensemble"})

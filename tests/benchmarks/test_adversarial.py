@@ -83,7 +83,9 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert all(label in lines[0] for label in METHODS.values())
     plain, calibrated = (record["values"]["radii"] for record in records[:2])
     assert [row["accuracy"] for row in plain] == [row["accuracy"] for row in calibrated]  # the same attack
-    assert table(records).count("\n| ") == 2 * len(METHODS) + 1 + len(METHODS)
+    by_radius, onsets, title, costs = table(records).split("\n\n")
+    assert [part.count("\n| ") for part in (by_radius, onsets, costs)] == [2 * len(METHODS)] + 2 * [len(METHODS)]
+    assert title == "Costs:"
 
 
 def test_what_cannot_be_run(tmp_path: Path) -> None:

@@ -44,9 +44,7 @@ def record(method: str, seed: int, level: float, rows: tuple[str, ...], **settin
     values = {
         "rows": {row: {"clean": clean, "sets": sets} for row in rows},
         "temperature": 1.0,
-        "parameters": 1234,
-        "train_seconds": 2.0,
-        "relative_prediction_time": 1.0,
+        "costs": {"parameters": 1234, "train_seconds": 2.0, "relative_time": 1.0},
     }
     return {
         "data": "cifar10",
@@ -238,8 +236,8 @@ def test_a_small_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "5": 110,
         }
         assert all(math.isfinite(one[name]) for one in row["sets"] for name in ("accuracy", "nll", "brier", "ece"))
-    assert second["parameters"] == 2 * first["parameters"]
-    assert min(first["relative_prediction_time"], second["relative_prediction_time"], first["train_seconds"]) > 0
+    assert second["costs"]["parameters"] == 2 * first["costs"]["parameters"]
+    assert min(*first["costs"].values(), *second["costs"].values()) > 0
     assert "SMALL BUDGET" in lines[0]
 
     def never(*_: object, **__: object) -> None:

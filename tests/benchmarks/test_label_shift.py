@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bayesguard.benchmarks import label_shift
+from bayesguard.benchmarks.costs import cost_table
 from bayesguard.benchmarks.datasets import ImageSet
-from bayesguard.benchmarks.image_cells import cost_table
 from bayesguard.benchmarks.label_shift import Answer, answers_of, run, scored
 from bayesguard.benchmarks.label_shift_draws import (
     SHIFTS,
@@ -158,7 +158,7 @@ def test_tables_by_hand() -> None:
     assert " |  |  | 0.250 [" in reference
     assert "| 75% |" in ours
     labels = {"vanilla": "Deterministic"}
-    assert cost_table(records, labels).splitlines()[-1] == "| Deterministic | 1,000 | 2 | 1.0 |"
+    assert cost_table(records, labels).splitlines()[-1] == "| Deterministic | 1,000 | 2.5 | 1.0 |"
     assert "all training rows; 2 seeds x 2 draws of 9 to 10 test rows" in described(records)
     infinite = [_record([0.5, None], [0.25, 0.5], 0)]
     assert "| infinite in 1 of 2 |" in change_table(infinite)

@@ -92,6 +92,8 @@ def test_a_tiny_run_against_people(folder: Path, tmp_path: Path) -> None:
     assert "Budget: small (SmallCNN, 32 training and 24 held-out images, 1 epochs)" in text
     assert "| DeepEnsemble + shift-aware |" in text
     assert "| People themselves |" in text
+    assert text.count("| DeepEnsemble |") == 2  # and costs
+    assert "| costs |" not in text
     kept = json.loads((tmp_path / "noise-cifar10h-small.json").read_text())
     assert kept["cells"] == records
     assert kept["meta"]["budget"] == "small"

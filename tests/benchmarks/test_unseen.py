@@ -28,6 +28,7 @@ def test_a_short_run(tmp_path: Path) -> None:
         assert all(len(errors) == 5 for errors in values["unseen"].values())
         assert len(values["clean"]) == len(FAMILIES)
     assert summary(found[ROWS[4]])[3] < summary(found[ROWS[1]])[3]
+    assert "| Deep ensemble |" in table([record])
     assert json.loads((tmp_path / "unseen-digits.json").read_text())["cells"] == [record]
     assert lines[0] == f"{table([record])}\n"
     # What was measured is not measured again: with other numbers of epochs it is refused, and not mistaken for the same.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from bayesguard.benchmarks import (
     adversarial,
     cifar10_c_tables,
-    image_cells,
+    costs,
     intervals,
     label_shift_tables,
     mnist_shift,
@@ -185,7 +185,7 @@ def _ood_tables(content: Content) -> str:
     parts += [f"{train} against {name}:\n\n{ood.table(cells, train, name)}" for name in _foreign(content)]
     if "fashion_mnist" in _foreign(content) and train == "mnist":
         parts.append(f"Target:\n\n- {ood.target(cells)}")
-    parts.append(f"Costs:\n\n{image_cells.cost_table(cells)}")
+    parts.append(f"Costs:\n\n{costs.cost_table(cells)}")
     return "\n\n".join(parts)
 
 
@@ -194,8 +194,8 @@ def _mnist_tables(content: Content) -> str:
     curves = mnist_shift.curves_of(cells, kind)
     found = mnist_shift.claims(curves, kind)
     told = "\n".join(f"- {'held' if claim.held else 'did not hold'}: {claim.text} ({claim.numbers})" for claim in found)
-    costs = image_cells.cost_table(cells)
-    shown = [f"Means over all levels of {kind}:", mnist_shift.table(curves), "Claims:", told, "Costs:", costs]
+    shown = [f"Means over all levels of {kind}:", mnist_shift.table(curves), "Claims:", told]
+    shown += ["Costs:", costs.cost_table(cells)]
     return "\n\n".join([f"{mnist_shift.described(cells)}.", *shown])
 
 
@@ -213,14 +213,14 @@ def _text_tables(content: Content) -> str:
 
 
 def _noise_tables(content: Content) -> str:
-    human = content["meta"]["labels"] == "cifar10h"
-    rows = (noise.human_table if human else noise.noise_table)(content["cells"])
+    rows = noise.tables(content["cells"], content["meta"]["labels"])
     return f"{rows}\n\nBudget: {content['meta']['budget']} ({content['meta']['protocol']})."
 
 
 def _adversarial_tables(content: Content) -> str:
-    by_radius, onsets = adversarial.table(content["cells"]).split("\n\n")
-    return f"By radius:\n\n{by_radius}\n\nWhere entropy rises and accuracy falls, by seed:\n\n{onsets}"
+    by_radius, onsets, *costs = adversarial.table(content["cells"]).split("\n\n")
+    titled = ["By radius:", by_radius, "Where entropy rises and accuracy falls, by seed:", onsets, *costs]
+    return "\n\n".join(titled)
 
 
 def speed_rows(content: Content) -> list[Row]:
