@@ -213,8 +213,9 @@ class DeepEnsemble(Predictor):
     @property
     def strategy(self) -> str:
         plan = self._member_outputs.last
-        if plan is not None and plan.way == "batched":
-            return f"{len(self.members)} members as one batched product ({plan.reason})"
+        if plan is not None and plan.way in ("batched", "vmap"):
+            how = "as one batched product" if plan.way == "batched" else "at once under vmap"
+            return f"{len(self.members)} members {how} ({plan.reason})"
         if plan is not None and plan.reason:
             order = ", channels last in memory" if plan.way == "channels last" else ""
             return f"{len(self.members)} members one after another{order} ({plan.reason})"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from bayesguard.sampling.batched_calls import BatchedCalls, Step, Unbatchable
+from bayesguard.sampling.vmapped import VmappedMembers
 
 
 def check_batchable(networks: Sequence[nn.Module], x: Tensor) -> None:
@@ -21,7 +22,7 @@ def check_batchable(networks: Sequence[nn.Module], x: Tensor) -> None:
 
 
 class MemberBatch:
-    """Networks of one architecture, in eval mode, as one batched product.
+    """Networks of one architecture, in eval mode, as one batched product, or under `vmap`.
 
     Once it is `adopted` the parameters of the networks are views of the stacked ones, so that there is one copy of
     them and a change to either is a change to both, however it is made.
@@ -58,6 +59,8 @@ class MemberBatch:
         self._plain = has_one_path(networks[0])
         self._forwards = [(module, _code_of(module)) for module in networks[0].modules() if not _is_torchs_own(module)]
         self._steps: list[Step] | None = None
+        self._by_name = dict(zip(named[0], stacks, strict=True))
+        self._vmapped: VmappedMembers | None = None
 
     def adopt(self) -> None:
         """Make the members' parameters views of the stacked ones; their numbers stay."""
@@ -96,6 +99,16 @@ class MemberBatch:
         if self._plain and mode.steps:
             self._steps = mode.steps
         return outputs.contiguous()
+
+    def vmapped(self, x: Tensor) -> Tensor:
+        """Return the outputs `[M, N, ...]` of all members without knowing a batched form of their calls.
+
+        Raises:
+            Exception: Of torch's or of the network's own, where it cannot be mapped.
+        """
+        if self._vmapped is None:
+            self._vmapped = VmappedMembers(self.networks[0], self._by_name)
+        return self._vmapped(x)
 
 
 class TrainedBatch:
