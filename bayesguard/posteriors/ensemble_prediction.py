@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.predictor import Predictor
@@ -22,6 +21,7 @@ from bayesguard.sampling.alike import why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.choice import fastest
 from bayesguard.sampling.members import MemberBatch, check_batchable
+from bayesguard.sampling.memory import bytes_between
 from bayesguard.sampling.memory_order import channels_last
 from bayesguard.training_setup import has_convolutions
 
@@ -148,7 +148,9 @@ class MemberOutputs:
             self.batch = batch
             self._stackings += 1
         loop = choice.seconds["loop"] / len(members)
-        memory = want.nbytes + (_bytes_between(networks[0], x) * (len(members) - 1) if way in _TOGETHER else 0)
+        memory = want.nbytes
+        if way in _TOGETHER:
+            memory += bytes_between(networks[0], lambda: networks[0](x[:1])) * len(x) * (len(members) - 1)
         return Plan(way, f"measured: {choice}", choice.seconds[way], loop, memory)
 
     def _stack(self, networks: Sequence[nn.Module], x: Tensor, way: str) -> MemberBatch:
@@ -204,28 +206,6 @@ def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
 
 def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:
     return torch.stack([member.network(x) for member in members])
-
-
-class _Results(TorchDispatchMode):
-    """Notes the bytes of the largest result of any operation that is no view of the network's own tensors."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.largest = 0
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in self._own:
-            self.largest = max(self.largest, result.nbytes)
-        return result
-
-
-def _bytes_between(network: nn.Module, x: Tensor) -> int:
-    """Return the bytes of the largest layer's input and output, if both are as large."""
-    with _Results(network) as results:
-        network(x[:1])
-    return 2 * results.largest * len(x)
 
 
 def _check_equal(got: Tensor, want: Tensor) -> None:

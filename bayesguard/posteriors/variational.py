@@ -228,6 +228,17 @@ class Variational(WeightPredictor):
         """How the last prediction was computed."""
         return self._outputs.strategy
 
+    def explain(self) -> str:
+        """Say how the last prediction was computed and why; where ways were timed, what draws cost and what memory they take.
+
+        The cost is that of outputs under given weights, which are made at the first batch and kept for the others while they
+        fit into 256 MiB.
+        """
+        plan = self._outputs.last
+        if plan is None:
+            return super().explain()
+        return super().explain() + plan.explain(self.num_samples, self._outputs.kept_bytes(self.num_samples))
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, prior={self.prior}, estimator={self.estimator!r}"
 

@@ -14,7 +14,8 @@ from bayesguard.errors import IdenticalDraws, UnsupportedNetwork
 from bayesguard.layers import at_mean
 from bayesguard.sampling import Forward
 from bayesguard.sampling.agreement import difference
-from bayesguard.sampling.choice import fastest
+from bayesguard.sampling.choice import Choice, cost_line, fastest, memory_line, seconds_of
+from bayesguard.sampling.memory import bytes_between
 from bayesguard.sampling.mirrored import MirroredPairs, Place
 from bayesguard.sampling.random_weights import RandomWeights
 from bayesguard.weights import Weights
@@ -26,10 +27,21 @@ _MAX_VECTORISED = 1 << 24
 
 
 class Plan(NamedTuple):
-    """Which way is used for one kind of input, and why."""
+    """Which way is used for one kind of input, and why; where it was measured, what it costs."""
 
     way: str
     reason: str
+    plain_pass: float | None = None  # seconds of a pass at the mean
+    once: float = 0.0  # seconds of what all draws of a call share
+    per_draw: float = 0.0  # seconds of a draw, its weights given
+    memory: int = 0  # bytes beside those of one pass
+
+    def explain(self, num_samples: int, weights: int) -> str:
+        """Say what draws cost beside plain passes, and what memory they take with bytes of weights that are kept."""
+        if self.plain_pass is None:
+            return ""
+        seconds = self.once + num_samples * self.per_draw
+        return f"\n{cost_line(f'{num_samples} draws', seconds, self.plain_pass)}\n{memory_line(self.memory + weights)}"
 
 
 class WeightOutputs:
@@ -65,6 +77,12 @@ class WeightOutputs:
             if flats.nbytes <= _CACHE_BYTES:
                 self._cache[key] = flats
         return flats
+
+    def kept_bytes(self, num_samples: int) -> int:
+        """Return the bytes of the weights of draws that are remembered."""
+        tensors = self.weights.tensors()
+        each = sum(tensor.nbytes for tensor in tensors)
+        return each * num_samples if each * num_samples <= _CACHE_BYTES else max(_CACHE_BYTES, each * _DRAWS_PER_CHUNK)
 
     def chunks(
         self,
@@ -157,8 +175,21 @@ class WeightOutputs:
                 ways[way] = lambda way=way: self._way(way, forward)(flats)  # type: ignore[misc]
         if len(ways) == 1:
             return Plan("loop", "; ".join(reasons) or "the only way that is exact")
-        choice = fastest(ways, flats.device)
-        return Plan(choice.winner, f"measured: {choice}")
+        return self._measured(forward, fastest(ways, flats.device), len(flats), want.nbytes)
+
+    def _measured(self, forward: Forward, choice: Choice, draws: int, outputs: int) -> Plan:
+        """Return the plan of the winner, with what it costs."""
+        way, memory = choice.winner, outputs
+        if way == "vectorised":
+            row = forward.rows(slice(0, 1))
+            memory += bytes_between(forward.network, lambda: _at_mean(row)) * forward.num_rows * (draws - 1)
+        # One pass is timed, and may be interrupted; every way makes one at least, and the loop one a draw.
+        timed = seconds_of(lambda: _at_mean(forward), forward.device)
+        plain_pass = min(timed, choice.seconds["loop"] / draws, choice.seconds[way])
+        # The features of all draws come of one pass a call.
+        once = plain_pass if way == "shared features" else 0.0
+        per_draw = (choice.seconds[way] - once) / draws
+        return Plan(way, f"measured: {choice}", plain_pass, once, per_draw, memory)
 
     def _candidates(self, forward: Forward, flats: Tensor, mirrored: bool) -> list[str]:
         found = []
@@ -169,6 +200,11 @@ class WeightOutputs:
         if flats.numel() <= _MAX_VECTORISED:
             found.append("vectorised")
         return found
+
+
+def _at_mean(forward: Forward) -> Tensor:
+    with at_mean():
+        return forward()
 
 
 def head_of(forward: Forward, weights: Weights) -> Forward | None:
@@ -185,8 +221,7 @@ def head_of(forward: Forward, weights: Weights) -> Forward | None:
         lambda module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True
     )
     try:
-        with at_mean():
-            outputs = forward()
+        outputs = _at_mean(forward)
     finally:
         hook.remove()
     if len(calls) != 1 or calls[0][2] is not outputs or not isinstance(layer, nn.Linear):

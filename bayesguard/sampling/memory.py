@@ -1,9 +1,13 @@
-"""What memory is free, and what to do when there is none."""
+"""What memory is free, what a pass takes, and what to do when there is none."""
 
 import gc
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def free_memory(device: torch.device) -> int:
@@ -26,3 +30,25 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+
+
+class _Results(TorchDispatchMode):
+    """Notes the bytes of the largest result of any operation that is no view of the network's own tensors."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.largest = 0
+        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in self._own:
+            self.largest = max(self.largest, result.nbytes)
+        return result
+
+
+def bytes_between(network: nn.Module, one_row: Callable[[], Any]) -> int:
+    """Return the bytes of the largest layer's input and output in a pass of one row, if both are as large."""
+    with _Results(network) as results:
+        one_row()
+    return 2 * results.largest
