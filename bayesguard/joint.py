@@ -19,6 +19,7 @@ from bayesguard.sampling.agreement import rounding_of
 from bayesguard.sampling.alike import why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.members import TrainedBatch
+from bayesguard.sampling.unchanged import same_attributes
 from bayesguard.training import fit
 from bayesguard.training_setup import OptimizerFactory, device_of, make_optimizer, modes_kept
 
@@ -84,6 +85,11 @@ class StackedMembers(nn.Module):
         self.why_not_batched = _why_not_batched(modules, loss)
         self._batch: TrainedBatch | None = None
         self.is_compared = False
+
+    @property
+    def skeleton(self) -> nn.Module:
+        """The copy of one of the modules whose code runs."""
+        return self._skeleton[0]
 
     def loss(self, batch: Batch, num_data: int) -> Tensor:
         """Return the members' objectives on one batch, `[M]`: an objective for `bayesguard.training.fit`.
@@ -322,12 +328,19 @@ def _one_step(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> T
     device = device_of(modules[0])
     try:
         stacked = StackedMembers(modules, loss, are_alike=True).train()
+        parts = list(stacked.skeleton.modules())
+        before = [dict(vars(part)) for part in parts]
         with seeded_default_generators(device, 0, "trial"):
             batch = _few_rows(to_device(batch, device))
             stacked.loss(batch, num_data=batch.num_rows).sum().backward()
     except Exception as error:  # Every operation fails in its own way; the loop will show the error if it is real.
         line = str(error).strip().partition("\n")[0]
         return Trial(f"the vectorised pass fails with {type(error).__name__}: {line}", False)
+    for part, own in zip(parts, before, strict=True):
+        if not same_attributes(vars(part), own):
+            return Trial(
+                f"{type(part).__name__} changes its attributes in a pass, which the members would not keep", False
+            )
     return Trial("", not stacked.why_not_batched)
 
 

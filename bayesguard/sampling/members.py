@@ -11,14 +11,19 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from bayesguard.sampling.batched_calls import BatchedCalls, Step, Unbatchable
+from bayesguard.sampling.unchanged import unchanged
 from bayesguard.sampling.vmapped import VmappedMembers
 
 
 def check_batchable(networks: Sequence[nn.Module], x: Tensor) -> None:
-    """Raise Unbatchable where networks cannot be run as one product; takes the memory of one pass on few rows `x`."""
+    """Raise Unbatchable where networks cannot be run as one product; takes the memory of one pass on few rows `x`.
+
+    Whatever the first network's code changes about itself is put back.
+    """
     count = len(networks)
     stacked = {id(tensor): tensor.detach().expand(count, *tensor.shape) for tensor in _tensors(networks[0]).values()}
-    BatchedCalls(stacked, count).run(networks[0], x)
+    with unchanged(networks[0]):
+        BatchedCalls(stacked, count).run(networks[0], x)
 
 
 class MemberBatch:

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Mapping
 from copy import deepcopy
-from operator import is_not
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bayesguard.sampling.batched_calls import Unbatchable
+from bayesguard.sampling.unchanged import unchanged
 
 
 class VmappedMembers:
@@ -57,14 +57,11 @@ class _Skeleton(nn.Module):
         if not self.is_watched:
             outputs: Tensor = self.network(x)
             return outputs
-        parts = list(self.network.modules())
-        held, buffers = [dict(vars(part)) for part in parts], list(self.network.buffers())
         given = x.clone()
-        outputs = self.network(given)
+        with unchanged(self.network):
+            outputs = self.network(given)
         if given._version:
             raise Unbatchable("the network changes its input in place")
-        if held != [vars(part) for part in parts] or any(map(is_not, buffers, self.network.buffers())):
-            raise Unbatchable("the network changes its attributes or replaces a buffer in a pass")
         self.is_watched = False
         return outputs
 
