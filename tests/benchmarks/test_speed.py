@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.benchmarks.speed import draws, dropout, runner
+from bayesguard.benchmarks.speed import draws, dropout, memory, runner, variational
 from bayesguard.benchmarks.speed.ensembles import loop as ensemble_loop
 from bayesguard.benchmarks.speed.ensembles import work_of
 from bayesguard.benchmarks.speed.half import in_half
@@ -30,7 +30,7 @@ from bayesguard.benchmarks.speed.peers import (
     temperature_by_lbfgs,
 )
 from bayesguard.benchmarks.speed.settings import Settings
-from bayesguard.benchmarks.speed.table import Row, as_markdown
+from bayesguard.benchmarks.speed.table import Row, tables
 from bayesguard.benchmarks.speed.training import one_after_another, vmapped
 from bayesguard.cli import main
 from bayesguard.errors import BadInput, BayesguardError
@@ -203,6 +203,29 @@ def test_peak_memory_counts_a_pass() -> None:
         assert hidden < measured("mlp", number, settings) < 100 * hidden
 
 
+def test_memory_is_measured_at_every_number_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def measured(key: str, number: int, settings: Settings) -> int:
+        asked.append(number)
+        return 1000 + number
+
+    monkeypatch.setattr(memory, "measured", measured)
+    found = memory.rows(Settings(samples=(10, 50, 100), quick=True))
+    assert asked == [0, 10, 50, 100]
+    assert [row.name.partition(", S=")[2] for row in found] == ["10", "50", "100"]
+    assert [row.value.median for row in found] == [1.01, 1.05, 1.1]
+
+
+def test_variational_predictions_at_every_number_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = variational._Kind("small", lambda: mlp((6, 8, 10), 0.0), (6,), 2.0, 1.5)
+    monkeypatch.setattr(variational, "KINDS", (small,))
+    settings = Settings(samples=(2, 30), repeats=1, quick=True, peers=False)
+    _, *predictions = variational.rows(settings)
+    assert [row.name.partition(", S=")[2] for row in predictions] == ["2", "20", "30"]
+    assert [row.must for row in predictions] == [None, 1.2, None]
+
+
 # The run.
 
 
@@ -228,7 +251,7 @@ def test_files(cases: dict[str, Any], tmp_path: Path) -> None:
     assert set(facts) == {"cpu", "cores", "gpu", "threads", "python", "system", "date", "versions"}
     assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert (facts["threads"], facts["gpu"], written["quick"], written["failed"]) == (1, None, False, {})
-    assert as_markdown(found) in (tmp_path / "deep" / "speed-cpu.md").read_text()
+    assert tables(found) in (tmp_path / "deep" / "speed-cpu.md").read_text()
 
 
 def test_quick_files_do_not_replace_real_ones(cases: dict[str, Any], tmp_path: Path) -> None:
