@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.benchmarks.speed import draws, dropout, memory, runner, variational
+from bayesguard.benchmarks.speed.bayesian_peers import BAYESIAN
 from bayesguard.benchmarks.speed.ensembles import loop as ensemble_loop
 from bayesguard.benchmarks.speed.ensembles import work_of
 from bayesguard.benchmarks.speed.half import in_half
@@ -88,6 +89,32 @@ def test_a_peer_whose_draws_are_all_the_same_is_not_timed(monkeypatch: pytest.Mo
         kept = dropout._same_job(chosen, naive, 8, Settings(say=lines.append), notes)
     assert list(kept) == ["honest"]
     assert lines == [f"skipped frozen for {chosen.title}: its draws vary 0 times as much as those of the loop"]
+
+
+@pytest.mark.filterwarnings("ignore")  # posteriors and tensordict warn at their import
+@pytest.mark.parametrize("name", ["Pyro", "posteriors"])
+def test_peers_that_sample_all_weights_learn(name: str) -> None:
+    if name == "posteriors":
+        pytest.importorskip("posteriors")
+    inputs = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(16, 1)
+    targets = torch.tensor([0, 1]).repeat(16)
+    with seeded_default_generators(CPU, 0):
+        # The second network has other sizes under the same names: nothing may be left of the first.
+        for hidden in (4, 16):
+            network = mlp((2, hidden, 2), 0.0)
+            peer = BAYESIAN[name](network)[name]
+            assert not torch.equal(peer.network(inputs), peer.network(inputs))
+            optimizer = torch.optim.Adam(peer.network.parameters(), lr=0.05)
+            losses = []
+            for _ in range(100):
+                optimizer.zero_grad()
+                loss = peer.loss(inputs, targets, 100_000)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+            assert sum(losses[-10:]) < sum(losses[:10]) / 2
+            fitted = sum(value.numel() for value in peer.network.parameters() if value.grad is not None)
+            assert fitted == 2 * sum(value.numel() for value in network.parameters())  # a mean and a scale each
 
 
 def test_spread_of_draws() -> None:

@@ -95,11 +95,7 @@ def _step(module: nn.Module, loss: Callable[[], Tensor]) -> Call:
 
 def _step_of(peer: Bayesian, inputs: Tensor, targets: Tensor) -> Call:
     peer.network.to(inputs.device).train()
-
-    def loss() -> Tensor:
-        return nn.functional.cross_entropy(peer.network(inputs), targets) + peer.divergence() / _NUM_DATA
-
-    return _step(peer.network, loss)
+    return _step(peer.network, lambda: peer.loss(inputs, targets, _NUM_DATA))
 
 
 @torch.no_grad()
