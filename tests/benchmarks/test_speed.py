@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.benchmarks.speed import draws, dropout, runner
+from bayesguard.benchmarks.speed import draws, dropout, memory, runner, variational
+from bayesguard.benchmarks.speed.bayesian_peers import BAYESIAN
 from bayesguard.benchmarks.speed.ensembles import loop as ensemble_loop
 from bayesguard.benchmarks.speed.ensembles import work_of
 from bayesguard.benchmarks.speed.half import in_half
@@ -30,7 +31,7 @@ from bayesguard.benchmarks.speed.peers import (
     temperature_by_lbfgs,
 )
 from bayesguard.benchmarks.speed.settings import Settings
-from bayesguard.benchmarks.speed.table import Row, as_markdown
+from bayesguard.benchmarks.speed.table import Row, tables
 from bayesguard.benchmarks.speed.training import one_after_another, vmapped
 from bayesguard.cli import main
 from bayesguard.errors import BadInput, BayesguardError
@@ -88,6 +89,32 @@ def test_a_peer_whose_draws_are_all_the_same_is_not_timed(monkeypatch: pytest.Mo
         kept = dropout._same_job(chosen, naive, 8, Settings(say=lines.append), notes)
     assert list(kept) == ["honest"]
     assert lines == [f"skipped frozen for {chosen.title}: its draws vary 0 times as much as those of the loop"]
+
+
+@pytest.mark.filterwarnings("ignore")  # posteriors and tensordict warn at their import
+@pytest.mark.parametrize("name", ["Pyro", "posteriors"])
+def test_peers_that_sample_all_weights_learn(name: str) -> None:
+    if name == "posteriors":
+        pytest.importorskip("posteriors")
+    inputs = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(16, 1)
+    targets = torch.tensor([0, 1]).repeat(16)
+    with seeded_default_generators(CPU, 0):
+        # The second network has other sizes under the same names: nothing may be left of the first.
+        for hidden in (4, 16):
+            network = mlp((2, hidden, 2), 0.0)
+            peer = BAYESIAN[name](network)[name]
+            assert not torch.equal(peer.network(inputs), peer.network(inputs))
+            optimizer = torch.optim.Adam(peer.network.parameters(), lr=0.05)
+            losses = []
+            for _ in range(100):
+                optimizer.zero_grad()
+                loss = peer.loss(inputs, targets, 100_000)
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+            assert sum(losses[-10:]) < sum(losses[:10]) / 2
+            fitted = sum(value.numel() for value in peer.network.parameters() if value.grad is not None)
+            assert fitted == 2 * sum(value.numel() for value in network.parameters())  # a mean and a scale each
 
 
 def test_spread_of_draws() -> None:
@@ -203,6 +230,29 @@ def test_peak_memory_counts_a_pass() -> None:
         assert hidden < measured("mlp", number, settings) < 100 * hidden
 
 
+def test_memory_is_measured_at_every_number_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[int]()
+
+    def measured(key: str, number: int, settings: Settings) -> int:
+        asked.append(number)
+        return 1000 + number
+
+    monkeypatch.setattr(memory, "measured", measured)
+    found = memory.rows(Settings(samples=(10, 50, 100), quick=True))
+    assert asked == [0, 10, 50, 100]
+    assert [row.name.partition(", S=")[2] for row in found] == ["10", "50", "100"]
+    assert [row.value.median for row in found] == [1.01, 1.05, 1.1]
+
+
+def test_variational_predictions_at_every_number_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = variational._Kind("small", lambda: mlp((6, 8, 10), 0.0), (6,), 2.0, 1.5)
+    monkeypatch.setattr(variational, "KINDS", (small,))
+    settings = Settings(samples=(2, 30), repeats=1, quick=True, peers=False)
+    _, *predictions = variational.rows(settings)
+    assert [row.name.partition(", S=")[2] for row in predictions] == ["2", "20", "30"]
+    assert [row.must for row in predictions] == [None, 1.2, None]
+
+
 # The run.
 
 
@@ -228,7 +278,7 @@ def test_files(cases: dict[str, Any], tmp_path: Path) -> None:
     assert set(facts) == {"cpu", "cores", "gpu", "threads", "python", "system", "date", "versions"}
     assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert (facts["threads"], facts["gpu"], written["quick"], written["failed"]) == (1, None, False, {})
-    assert as_markdown(found) in (tmp_path / "deep" / "speed-cpu.md").read_text()
+    assert tables(found) in (tmp_path / "deep" / "speed-cpu.md").read_text()
 
 
 def test_quick_files_do_not_replace_real_ones(cases: dict[str, Any], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from bayesguard.benchmarks.speed.limits import Rates
 from bayesguard.benchmarks.speed.measure import Call, Candidate, Spread, Timings, calling, interleaved
-from bayesguard.benchmarks.speed.table import Row, as_json, as_markdown, as_text, row_of
+from bayesguard.benchmarks.speed.table import Row, as_json, as_markdown, as_text, row_of, rows_at_main_samples, tables
 
 
 class FakeClock:
@@ -180,6 +180,37 @@ def test_markdown() -> None:
     assert lines[2] == "| MC dropout | 0.2 [0.1, 0.3] | loop | 0.25 | 0.17 | must | 0.5 (quick) | 0.1 |"
     assert lines[3] == "| draws | 31 draws [30, 32] |  | 25 | 17 | missed |  |  |"
     assert len({line.count("|") for line in lines}) == 1
+
+
+def rows_of_draws() -> list[Row]:
+    values = {10: 0.4, 50: 0.2, 100: 0.1}
+    dropout = [
+        Row("mlp", f"MC dropout, S={n}, masks shared", Spread(v, v, v), "loop", must=0.3 if n == 50 else None)
+        for n, v in values.items()
+    ]
+    memory = [Row("memory", f"memory, S={n}", Spread(1.0, 1.0, 1.0), "one pass", must=1.5) for n in (10, 100)]
+    return [*dropout, *memory, Row("draws", "draws", Spread(31.0, 30.0, 32.0))]
+
+
+def test_the_first_table_has_each_case_once() -> None:
+    # The number of draws with a demand; where all have one, the nearest to 50; what has no draws is kept.
+    names = [row.name for row in rows_at_main_samples(rows_of_draws())]
+    assert names == ["MC dropout, S=50, masks shared", "memory, S=10", "draws"]
+    variational = [Row("v", f"v, S={n}", Spread(1, 1, 1), must=1.2 if n == 20 else None) for n in (20, 50)]
+    assert [row.name for row in rows_at_main_samples(variational)] == ["v, S=20"]
+
+
+def test_the_second_table_has_a_column_for_each_number_of_draws() -> None:
+    first, title, second = tables(rows_of_draws()).split("\n\n")
+    assert first == as_markdown(rows_at_main_samples(rows_of_draws()))
+    assert title == "Other numbers of draws:"
+    assert second.splitlines() == [
+        "| case | over | S=10 | S=50 | S=100 |",
+        "|---|---|---|---|---|",
+        "| MC dropout, masks shared | loop | 0.4 [0.4, 0.4] | 0.2 [0.2, 0.2] | 0.1 [0.1, 0.1] |",
+        "| memory | one pass | 1 [1, 1] |  | 1 [1, 1] |",
+    ]
+    assert tables(example_rows()) == as_markdown(example_rows())  # one number of draws needs no second table
 
 
 def test_text_has_aligned_columns_and_notes() -> None:

@@ -47,7 +47,7 @@ def rows(key: str, settings: Settings) -> list[Row]:
     """Time one network: every demand at every number of draws, and the first call."""
     chosen = subject(key, settings.device, quick=settings.quick)
     with torch.no_grad():
-        passes = passes_of_loop(chosen, settings)
+        passes = passes_of_loop(chosen.network, chosen.inputs, settings)
         found = [
             _prediction(chosen, demand, number, passes(number), settings)
             for demand in DEMANDS[key]
@@ -61,9 +61,9 @@ def loop(network: nn.Module, inputs: Tensor, passes: int) -> Tensor:
     return sum((network(inputs).softmax(-1) for _ in range(passes)), torch.zeros((), device=inputs.device)) / passes
 
 
-def passes_of_loop(chosen: Subject, settings: Settings) -> Callable[[int], int]:
+def passes_of_loop(network: nn.Module, inputs: Tensor, settings: Settings) -> Callable[[int], int]:
     """Return how many of so many passes a loop is timed with: all, or those that fit into two seconds."""
-    once = interleaved({"pass": calling(lambda: chosen.network(chosen.inputs))}, 1, settings.clock).of("pass").median
+    once = interleaved({"pass": calling(lambda: network(inputs))}, 1, settings.clock).of("pass").median
 
     def passes(number: int) -> int:
         return min(number, max(3, ceil(_LOOP_SECONDS / once)))

@@ -39,7 +39,7 @@ def _dropout(key: str, settings: Settings) -> Row:
     chosen, number = subject(key, settings.device, quick=settings.quick), settings.main_samples
     network, inputs = chosen.network, chosen.inputs
     predictor = bg.MCDropout(network, num_samples=number)
-    passes = passes_of_loop(chosen, settings)(number)
+    passes = passes_of_loop(network, inputs, settings)(number)
     naive, scale = in_dropout_mode(deepcopy(network)), number / passes
 
     def plain() -> Tensor:

@@ -23,17 +23,16 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def rows(settings: Settings) -> list[Row]:
-    """Measure every network at the smallest and the largest number of draws."""
+    """Measure every network at every number of draws: memory should not depend on it."""
     keys = ["mlp"] if settings.quick else list(RECIPES)
-    numbers = sorted({min(settings.samples), max(settings.samples)})
-    return [row for key in keys for row in _rows_of(key, numbers, settings)]
+    return [row for key in keys for row in _rows_of(key, settings)]
 
 
-def _rows_of(key: str, numbers: list[int], settings: Settings) -> list[Row]:
+def _rows_of(key: str, settings: Settings) -> list[Row]:
     repeats = 1 if settings.quick else 3
     plain = [measured(key, 0, settings) for _ in range(repeats)]
     found = []
-    for number in numbers:
+    for number in settings.samples:
         peaks = [measured(key, number, settings) for _ in range(repeats)]
         spread = Spread.of(peak / max(base, 1) for peak, base in zip(peaks, plain, strict=True))
         note = f"{_median(peaks) / 2**20:.1f} MiB over {_median(plain) / 2**20:.1f} MiB; the ratio includes the N x K results"

@@ -19,7 +19,10 @@ DropoutMaker = Callable[[nn.Module, Tensor], Mapping[str, Draws]]
 Peer = TypeVar("Peer")
 Value = TypeVar("Value")
 
-PACKAGES = ("torch-uncertainty", "bayesian-torch", "blitz-bayesian-pytorch", "baal", "netcal", "torchmetrics")
+PACKAGES = (
+    *("torch-uncertainty", "bayesian-torch", "blitz-bayesian-pytorch", "posteriors", "pyro-ppl"),
+    *("baal", "netcal", "torchmetrics"),
+)
 
 _TORCHVISION = tuple(
     "torchvision" + part

@@ -30,7 +30,7 @@ from bayesguard.benchmarks.speed import (
 )
 from bayesguard.benchmarks.speed.peers import PACKAGES
 from bayesguard.benchmarks.speed.settings import Settings
-from bayesguard.benchmarks.speed.table import Row, as_json, as_markdown, as_text
+from bayesguard.benchmarks.speed.table import Row, as_json, as_text, tables
 from bayesguard.checks import check_count
 from bayesguard.errors import BadInput, BayesguardError
 
@@ -176,7 +176,7 @@ def _files(rows: list[Row], failed: dict[str, str], settings: Settings) -> list[
     caption = f"{where}, torch {facts['versions']['torch']}, {facts['date']}"
     return [
         (f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n"),
-        (f"{name}.md", f"{caption}\n\n{as_markdown(rows)}\n"),
+        (f"{name}.md", f"{caption}\n\n{tables(rows)}\n"),
     ]
 
 

@@ -9,6 +9,9 @@ import torch
 from bayesguard.benchmarks.speed.limits import Rates, measure_rates
 from bayesguard.benchmarks.speed.measure import Clock, clock_for
 
+# What most demands are about.
+MAIN_SAMPLES = 50
+
 
 @dataclass
 class Settings:
@@ -37,7 +40,7 @@ class Settings:
     @property
     def main_samples(self) -> int:
         """The number of draws that the demands are about: 50, or the nearest to it that was asked for."""
-        return min(self.samples, key=lambda number: abs(number - 50))
+        return min(self.samples, key=lambda number: abs(number - MAIN_SAMPLES))
 
     @cached_property
     def clock(self) -> Clock:

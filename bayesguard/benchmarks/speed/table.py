@@ -1,10 +1,12 @@
 """Rows of the benchmark, and the three ways to write them: text, Markdown, JSON."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bayesguard.benchmarks.speed.measure import Spread, Timings
+from bayesguard.benchmarks.speed.settings import MAIN_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def row_of(
     )
 
 
+_SAMPLES = re.compile(r", S=(\d+)")
 _HEADER = ("case", "ours", "over", "must", "aim", "", "fastest peer", "limit")
 
 
@@ -85,9 +88,48 @@ def as_text(rows: Sequence[Row]) -> str:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table: case, ours with its range, the baseline, must, aim, what is reached, peer, limit."""
-    lines = [f"| {' | '.join(_HEADER)} |", "|" + "---|" * len(_HEADER)]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in _cells(row))} |" for row in rows]
-    return "\n".join(lines)
+    return _markdown(_HEADER, [_cells(row) for row in rows])
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Return Markdown of all rows: one table at the number of draws of each demand, then one of all numbers of draws.
+
+    The second has a column for each number, and only cases that were measured at more than one.
+    """
+    main = as_markdown(rows_at_main_samples(rows))
+    several = [group for group in _by_samples(rows).values() if len(group) > 1]
+    numbers = sorted({number for group in several for number in group})
+    lines = [
+        (_SAMPLES.sub("", own.name), own.baseline, *(_value(group[n]) if n in group else "" for n in numbers))
+        for group in several
+        for own in [next(iter(group.values()))]
+    ]
+    columns = ("case", "over", *(f"S={number}" for number in numbers))
+    return f"{main}\n\nOther numbers of draws:\n\n{_markdown(columns, lines)}" if several else main
+
+
+def rows_at_main_samples(rows: Sequence[Row]) -> list[Row]:
+    """Return one row a case: the one with a demand, or where there are several (or none) the nearest to 50 draws."""
+    kept = []
+    for group in _by_samples(rows).values():
+        demanded = {number: row for number, row in group.items() if row.must is not None} or group
+        kept.append(demanded[min(demanded, key=lambda number: abs(number - MAIN_SAMPLES))])
+    return kept
+
+
+def _by_samples(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
+    """Return rows by their name without the number of draws, then by that number (0 where there is none)."""
+    groups: dict[str, dict[int, Row]] = {}
+    for row in rows:
+        found = _SAMPLES.search(row.name)
+        groups.setdefault(_SAMPLES.sub("", row.name), {})[int(found[1]) if found else 0] = row
+    return groups
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    escaped = [[cell.replace("|", chr(92) + "|") for cell in line] for line in lines]
+    rule = "|" + "---|" * len(header)
+    return "\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(line)} |" for line in escaped)])
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -105,12 +147,10 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    unit = "" if row.unit == "x" else f" {row.unit}"
-    value = f"{row.value.median:.3g}{unit} [{row.value.low:.3g}, {row.value.high:.3g}]"
     peer = row.fastest_peer
     return (
         row.name,
-        value,
+        _value(row),
         row.baseline,
         _number(row.must),
         _number(row.aim),
@@ -118,6 +158,11 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{peer[1]:.3g} ({peer[0]})" if peer else "",
         _number(row.limit),
     )
+
+
+def _value(row: Row) -> str:
+    unit = "" if row.unit == "x" else f" {row.unit}"
+    return f"{row.value.median:.3g}{unit} [{row.value.low:.3g}, {row.value.high:.3g}]"
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Variational inference: a training step beside a plain one, and a prediction of 20 draws beside 20 plain passes."""
+"""Variational inference: a training step beside a plain one, and a prediction of S draws beside S plain passes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard.benchmarks.networks import ResNet20
 from bayesguard.benchmarks.speed.bayesian_peers import BAYESIAN, Bayesian
-from bayesguard.benchmarks.speed.measure import Call, calling, interleaved
+from bayesguard.benchmarks.speed.dropout import passes_of_loop
+from bayesguard.benchmarks.speed.measure import Call, Candidate, calling, interleaved
 from bayesguard.benchmarks.speed.networks import lenet, members, mlp
 from bayesguard.benchmarks.speed.peers import collect, quiet
 from bayesguard.benchmarks.speed.settings import Settings
@@ -19,6 +20,7 @@ from bayesguard.errors import BayesguardError
 
 _BATCH = 128
 _NUM_DATA = 50_000
+# The number of draws that the demands are about.
 _DRAWS = 20
 
 
@@ -38,8 +40,13 @@ KINDS = (
 
 
 def rows(settings: Settings) -> list[Row]:
-    """Time training steps, and predictions, of every network."""
-    return [row for kind in KINDS for row in (_training(kind, settings), _prediction(kind, settings))]
+    """Time training steps of every network, and predictions at every number of draws."""
+    numbers = sorted({_DRAWS, *settings.samples})
+    return [
+        row
+        for kind in KINDS
+        for row in (_training(kind, settings), *(_prediction(kind, number, settings) for number in numbers))
+    ]
 
 
 def _data(kind: _Kind, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -88,46 +95,46 @@ def _step(module: nn.Module, loss: Callable[[], Tensor]) -> Call:
 
 def _step_of(peer: Bayesian, inputs: Tensor, targets: Tensor) -> Call:
     peer.network.to(inputs.device).train()
-
-    def loss() -> Tensor:
-        return nn.functional.cross_entropy(peer.network(inputs), targets) + peer.divergence() / _NUM_DATA
-
-    return _step(peer.network, loss)
+    return _step(peer.network, lambda: peer.loss(inputs, targets, _NUM_DATA))
 
 
 @torch.no_grad()
-def _prediction(kind: _Kind, settings: Settings) -> Row:
+def _prediction(kind: _Kind, number: int, settings: Settings) -> Row:
     inputs, _ = _data(kind, settings)
     network = _network(kind, settings)
-    predictor = bg.Variational(network, num_samples=_DRAWS)
+    predictor = bg.Variational(network, num_samples=number)
     _check(predictor, inputs)
-    peers = collect(BAYESIAN, network, say=settings.say) if settings.peers else {}
+    is_main = number == _DRAWS
+    peers = collect(BAYESIAN, network, say=settings.say) if settings.peers and is_main else {}
+    passes = passes_of_loop(network.eval(), inputs, settings)(number)
 
-    def passes(module: nn.Module) -> Call:
+    def averaged(module: nn.Module) -> Candidate:
         module.to(inputs.device).eval()
 
         def call() -> Tensor:
             with torch.no_grad():
-                return torch.stack([module(inputs).softmax(-1) for _ in range(_DRAWS)]).mean(0)
+                return torch.stack([module(inputs).softmax(-1) for _ in range(passes)]).mean(0)
 
-        return call
+        return calling(quiet(call), number / passes)
 
     candidates = {
         "ours": calling(lambda: predictor(inputs).probs),
-        "plain passes": calling(passes(network)),
-        **{name: calling(quiet(passes(peer.network))) for name, peer in peers.items()},
+        "plain passes": averaged(network),
+        **{name: averaged(peer.network) for name, peer in peers.items()},
     }
     timings = interleaved(candidates, settings.repeats, settings.clock, optional=peers)
-    name = f"variational prediction, {kind.title}, N={len(inputs)}, S={_DRAWS}"
+    name = f"variational prediction, {kind.title}, N={len(inputs)}, S={number}"
+    scaled = f"; the plain passes and the others are {passes}, scaled to {number}" if passes < number else ""
+    must, aim = (1.2, 1.0) if is_main else (None, None)
     return row_of(
         timings,
         "variational",
         name,
         "plain passes",
         peers=list(peers),
-        must=1.2,
-        aim=1.0,
-        note=f"draws of the weights are kept between batches; {predictor.strategy}",
+        must=must,
+        aim=aim,
+        note=f"draws of the weights are kept between batches; {predictor.strategy}{scaled}",
     )
 
 

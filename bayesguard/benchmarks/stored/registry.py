@@ -25,7 +25,7 @@ from bayesguard.benchmarks import (
 )
 from bayesguard.benchmarks.cells import Record
 from bayesguard.benchmarks.speed.measure import Spread as Range
-from bayesguard.benchmarks.speed.table import Row, as_markdown
+from bayesguard.benchmarks.speed.table import Row, tables
 from bayesguard.benchmarks.stored import shift_figures, shift_tables, uci_figure
 from bayesguard.benchmarks.stored.files import Content
 from bayesguard.errors import BadInput
@@ -325,7 +325,7 @@ REGISTRY: dict[str, Benchmark] = {
     "speed": Benchmark(
         "Speed and memory",
         "What uncertainty costs: ratios to the plain way, beside other libraries and what the arithmetic allows.",
-        lambda content: as_markdown(speed_rows(content)),
+        lambda content: tables(speed_rows(content)),
         _speed,
         "the other libraries: extra `peers`",
     ),
