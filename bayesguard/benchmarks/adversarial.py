@@ -22,8 +22,8 @@ from bayesguard.adversarial import fgsm, pgd
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all, spread
 from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, Part, load
-from bayesguard.benchmarks.shift import METHODS as TRAINED
 from bayesguard.benchmarks.shift import SETTINGS, factory, train
+from bayesguard.benchmarks.shift_methods import METHODS as TRAINED
 from bayesguard.data import Batch
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional import error_auroc
@@ -162,7 +162,7 @@ def _trained(cell: Cell, images: ImageSet, device: torch.device, epochs: int | N
         predictor = bg.Variational(network, seed=cell.seed)
         fit(predictor)
         return predictor
-    build = TRAINED["deterministic" if cell.method == "temperature" else cell.method][1]
+    build = TRAINED["deterministic" if cell.method == "temperature" else cell.method].build
     return build(factory(settings, images), cell.seed, fit)
 
 

@@ -269,7 +269,7 @@ def run_shift(data: str, *, methods: Sequence[str] | None, limit: int | None, bu
     Raises:
         BadInput: An option that the data set's benchmark does not have.
     """
-    from bayesguard.benchmarks import shift
+    from bayesguard.benchmarks import shift, shift_methods
 
     given = {name: value for name, value in options.items() if value is not None}
     if data == "cifar10":
@@ -283,4 +283,4 @@ def run_shift(data: str, *, methods: Sequence[str] | None, limit: int | None, bu
         raise BadInput(f"budget must be full or small, got {budget!r}")
     if budget == "small":
         given["epochs"], limit = given.get("epochs", 2), limit or 500
-    shift.run(data, methods=methods or list(shift.METHODS), limit=limit, **given)
+    shift.run(data, methods=methods or list(shift_methods.METHODS), limit=limit, **given)

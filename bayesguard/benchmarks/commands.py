@@ -21,6 +21,7 @@ Jobs = Annotated[int | None, typer.Option(help="Processes; one by default.")]
 Budget = Annotated[str, typer.Option(help="full, or small for a short look.")]
 Epochs = Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")]
 Limit = Annotated[int | None, typer.Option(help="Rows at most of training and test data.")]
+LimitOfParts = Annotated[int | None, typer.Option(help="Rows of each part at most.")]
 Images = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")]
 Network = Annotated[
     str | None, typer.Option(help="lenet, mlp, lenet5, wide_lenet5 or resnet20; that of the paper by default.")
@@ -145,6 +146,7 @@ def mnist_shift(
     members: Members = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs; 20 by default.")] = None,
     samples: Samples = None,
+    limit: LimitOfParts = None,
     device: Device = "auto",
     out: Out = RESULTS,
     data_dir: DataDir = None,
@@ -164,6 +166,7 @@ def mnist_shift(
         members=members,
         epochs=epochs,
         samples=samples,
+        limit=limit,
         device=device,
         out=out,
         data_dir=data_dir,
@@ -231,6 +234,7 @@ def ood(
     members: Members = None,
     epochs: Annotated[int | None, typer.Option(help="Training epochs; 20 by default.")] = None,
     samples: Samples = None,
+    limit: LimitOfParts = None,
     device: Device = "auto",
     out: Out = RESULTS,
     data_dir: DataDir = None,
@@ -252,6 +256,7 @@ def ood(
         members=members,
         epochs=epochs,
         samples=samples,
+        limit=limit,
         device=device,
         out=out,
         data_dir=data_dir,

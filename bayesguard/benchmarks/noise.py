@@ -20,7 +20,7 @@ from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.files import read
 from bayesguard.benchmarks.networks import ResNet20, SmallCNN
-from bayesguard.benchmarks.shift import METHODS as BUILDERS
+from bayesguard.benchmarks.shift_methods import METHODS as BUILDERS
 from bayesguard.benchmarks.text_tables import shown
 from bayesguard.calibration import ShiftAwareScaling, TemperatureScaling
 from bayesguard.calibration.base import Calibrator
@@ -32,7 +32,7 @@ from bayesguard.shift import Corruption, Shift, suite
 
 LABELS = ("cifar10h", "cifar10n")
 NOISES = ("aggregate", "random1", "worst")
-METHODS = tuple(BUILDERS)
+METHODS = ("deterministic", "mc_dropout", "deep_ensemble", "variational")
 # What shift-aware scaling learns from: one kind of perturbation of each family and what takes
 # the content away, mild, middling and strong.
 _PERTURBED = ("gaussian_noise", "defocus_blur", "fog", "contrast")
@@ -127,7 +127,7 @@ def measure(cell: Cell, device: torch.device, *, budget: Budget, data_dir: str |
     _, channels, side, _ = train[0].shape
     network = _NETWORKS[budget.network]
     start = time.perf_counter()
-    predictor = BUILDERS[cell.method][1](
+    predictor = BUILDERS[cell.method].build(
         lambda _: network(channels, images.num_classes, side),
         cell.seed,
         partial(_fit, train=train, budget=budget, device=device),
@@ -230,7 +230,7 @@ def clean_scores(pred: Predictive, labels: Tensor) -> dict[str, float]:
 def tables(records: Sequence[Record], labels: str) -> str:
     """Return the table of the labels and that of the costs, as Markdown."""
     rows = human_table(records) if labels == "cifar10h" else noise_table(records)
-    return with_costs(rows, records, {name: label for name, (label, _) in BUILDERS.items()})
+    return with_costs(rows, records, {name: BUILDERS[name].label for name in METHODS})
 
 
 def human_table(records: Sequence[Record]) -> str:
@@ -268,7 +268,7 @@ def _table(lead: str, records: Sequence[Record], columns: dict[str, str]) -> lis
             [name for name, values in kept[0].items() if isinstance(values, dict) and name != "costs"] if kept else []
         )
         for form in forms:
-            label = BUILDERS[method][0] + ("" if form == "as trained" else f" + {form}")
+            label = BUILDERS[method].label + ("" if form == "as trained" else f" + {form}")
             cells = [shown([values[form][metric] for values in kept]) for metric in columns]
             lines.append(f"| {' | '.join([*([lead] if lead else []), label, *cells])} |")
     return lines

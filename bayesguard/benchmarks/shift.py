@@ -19,16 +19,19 @@ from torch import nn
 
 import bayesguard as bg
 from bayesguard.benchmarks import recipes
+from bayesguard.benchmarks.augmentation import Augment, AugmentedBatches
 from bayesguard.benchmarks.cells import Cell, check_methods, measure_all
+from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.networks import ResNet20, SmallCNN
+from bayesguard.benchmarks.shift_methods import METHODS
+from bayesguard.calibration import ShiftAwareScaling
 from bayesguard.checkpoint import load_tree, save_tree
 from bayesguard.errors import BadFile, BadInput
 from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins
 from bayesguard.metrics.functional.selective import RiskCoverage
 from bayesguard.predictor import Predictor
 from bayesguard.results import Answers, Evaluation, Result, to_json
-from bayesguard.sampling import seeded_default_generators
 
 METRICS = ("accuracy", "nll", "brier", "ece")
 _KIND = "evaluations"
@@ -57,36 +60,6 @@ SETTINGS = {
         learning_rate=recipes.LEARNING_RATE,
         suite="cifar10-c-ovadia",
     ),
-}
-
-Fit = Callable[[Predictor], object]
-
-
-def deterministic(make: Callable[[int], nn.Module], seed: int, fit: Fit) -> Predictor:
-    """One trained network."""
-    predictor = bg.Deterministic(_seeded(make, seed), seed=seed)
-    fit(predictor)
-    return predictor
-
-
-def mc_dropout(make: Callable[[int], nn.Module], seed: int, fit: Fit) -> Predictor:
-    """The same network with its dropout left on."""
-    predictor = bg.MCDropout(_seeded(make, seed), num_samples=32, seed=seed)
-    fit(predictor)
-    return predictor
-
-
-def deep_ensemble(make: Callable[[int], nn.Module], seed: int, fit: Fit) -> Predictor:
-    """Five networks from five starts."""
-    predictor = bg.DeepEnsemble(make, num_members=5, seed=seed)
-    fit(predictor)
-    return predictor
-
-
-METHODS: dict[str, tuple[str, Callable[[Callable[[int], nn.Module], int, Fit], Predictor]]] = {
-    "deterministic": ("Deterministic", deterministic),
-    "mc_dropout": ("MCDropout", mc_dropout),
-    "deep_ensemble": ("DeepEnsemble", deep_ensemble),
 }
 
 
@@ -120,7 +93,8 @@ def run(
         say: Where the table goes, and how long each method took.
 
     Returns:
-        The evaluations by label, in the table's order: each method as trained, then with temperature scaling.
+        The evaluations by label, in the table's order: each method as trained, then with temperature scaling, and those that
+        combine with `ShiftAwareScaling`.
 
     Raises:
         BadInput: An unknown data set, method or device.
@@ -140,6 +114,7 @@ def run(
         progress=progress,
     )
     evaluations: dict[str, Evaluation] = {}
+    kept = {record["values"]["label"]: record["values"].get("costs") for record in records}
     for record in records:
         evaluations |= _load(_kept(folder, record["data"], record["method"], seed))
         say("{label}: trained in {trained} s, evaluated in {evaluated} s, {strategy}".format(**record["values"]))
@@ -153,7 +128,7 @@ def run(
         "peak_memory_mib": max(record["peak_memory_mib"] for record in records),
         **{name: records[-1][name] for name in ("device", "date", "versions")},
     }
-    _write(evaluations, meta, Path(out), say)
+    _write(evaluations, meta, {label: found for label, found in kept.items() if found}, Path(out), say)
     return evaluations
 
 
@@ -166,24 +141,32 @@ def measure(
     limit: int | None,
     data_dir: str | Path | None,
 ) -> dict[str, Any]:
-    """Train one method, evaluate it before and after temperature scaling, and keep both evaluations in a file of `folder`."""
+    """Train one method, evaluate it as trained and with each calibration, and keep the evaluations in a file of `folder`."""
     images, settings = load(cell.data, seed=cell.seed, limit=limit, data_dir=data_dir), SETTINGS[cell.data]
-    label, build = METHODS[cell.method]
+    method = METHODS[cell.method]
     start = time.perf_counter()
-    predictor = build(factory(settings, images), cell.seed, partial(train, images, settings, epochs, device))
+    predictor = method.build(factory(settings, images), cell.seed, partial(train, images, settings, epochs, device))
     trained = time.perf_counter()
     evaluate = partial(bg.evaluate, data=images.test, metrics=list(METRICS), shifts=settings.suite, seed=cell.seed)
-    evaluations = {label: evaluate(predictor)}
+    evaluations = {method.label: evaluate(predictor)}
     predictor.calibrate(images.calibration)
     temperature = float(predictor.calibrators[0].temperature)  # type: ignore[arg-type]
-    evaluations[f"{label} + T={temperature:.2f}"] = evaluate(predictor)
+    evaluations[f"{method.label} + T={temperature:.2f}"] = evaluate(predictor)
+    if method.shift_aware:
+        predictor.forget_calibration()
+        # Of the kinds of shift that it is tested on it sees none.
+        predictor.calibrate(images.calibration, ShiftAwareScaling(shifts="content", seed=cell.seed))
+        evaluations[f"{method.label} + shift-aware"] = evaluate(predictor)
     trees = {label: _tree(evaluation) for label, evaluation in evaluations.items()}
     save_tree(_kept(folder, *cell), trees, kind=_KIND)
+    evaluated = time.perf_counter() - trained
+    single = bg.Deterministic(factory(settings, images)(cell.seed))
     return {
-        "label": label,
+        "label": method.label,
         "trained": round(trained - start, 1),
-        "evaluated": round(time.perf_counter() - trained, 1),
+        "evaluated": round(evaluated, 1),
         "strategy": predictor.strategy,
+        "costs": costs(predictor, single, images.test[0], trained - start),
     }
 
 
@@ -224,23 +207,27 @@ def factory(settings: Settings, images: ImageSet) -> Callable[[int], nn.Module]:
     return lambda seed: settings.network(channels, images.num_classes, side)
 
 
-def _seeded(make: Callable[[int], nn.Module], seed: int) -> nn.Module:
-    with seeded_default_generators(torch.device("cpu"), seed, "network"):
-        return make(seed)
-
-
-def train(images: ImageSet, settings: Settings, epochs: int | None, device: torch.device, predictor: Predictor) -> None:
-    """Train a predictor as the data set's settings say, for CIFAR-10 by the recipe."""
+def train(
+    images: ImageSet,
+    settings: Settings,
+    epochs: int | None,
+    device: torch.device,
+    predictor: Predictor,
+    *,
+    augment: Augment | None = None,
+) -> None:
+    """Train a predictor as the data set's settings say, for CIFAR-10 by the recipe; images are augmented where `augment` is given."""
     if images.name == "cifar10":
         # The variational objective holds the prior, and weight decay on its spreads would be another one.
         adam = isinstance(predictor, bg.Variational)
         recipes.fit(predictor, images.train, epochs=epochs or settings.epochs, device=device, adam=adam)
         return
     predictor.to(device)
+    x, y = images.train
     predictor.fit(
-        images.train,
+        images.train if augment is None else AugmentedBatches(x.to(device), y, settings.batch_size, augment),
         epochs=epochs or settings.epochs,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size if augment is None else None,
         optimizer=partial(torch.optim.Adam, lr=settings.learning_rate),
     )
 
@@ -256,19 +243,26 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _write(evaluations: dict[str, Evaluation], meta: dict[str, object], out: Path, say: Callable[[str], None]) -> None:
+def _write(
+    evaluations: dict[str, Evaluation],
+    meta: dict[str, object],
+    costs: dict[str, dict[str, float]],
+    out: Path,
+    say: Callable[[str], None],
+) -> None:
     from bayesguard import plots, report
     from bayesguard.results import combined_table
 
     out.mkdir(parents=True, exist_ok=True)
     name = f"shift-{meta['data']}"
     table = combined_table(evaluations)
-    say(f"\n{table}\n")
+    records = [{"method": label, "values": {"costs": found}} for label, found in costs.items()]
+    say(f"\n{with_costs(table, records)}\n")
     results = {
         label: {**json.loads(evaluation.to_json()), "reliability": _reliability(evaluation)}
         for label, evaluation in evaluations.items()
     }
-    to_json({"meta": meta, "results": results}, out / f"{name}.json")
+    to_json({"meta": meta, "costs": costs, "results": results}, out / f"{name}.json")
     plots.metric_against_severity(evaluations, "ece").savefig(out / f"{name}-ece.png", dpi=150)
     plots.metric_against_severity(evaluations, "nll").savefig(out / f"{name}-nll.png", dpi=150)
     plots.reliability_diagram(evaluations).savefig(out / f"{name}-reliability.png", dpi=150)

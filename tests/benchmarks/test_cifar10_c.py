@@ -17,6 +17,7 @@ from bayesguard.benchmarks.cifar10_c_scores import Bins, Scored, averaged, by_se
 from bayesguard.benchmarks.cifar10_c_tables import quartiles, table
 from bayesguard.benchmarks.datasets import ImageSet, load
 from bayesguard.benchmarks.published import Quartiles
+from bayesguard.benchmarks.shift_methods import METHODS
 from bayesguard.benchmarks.stored import shift_figures
 from bayesguard.benchmarks.unseen import FAMILIES
 from bayesguard.errors import BadInput
@@ -305,7 +306,7 @@ def test_options_of_other_data(monkeypatch: pytest.MonkeyPatch) -> None:
     run_shift("digits", seed=1, epochs=None, **common | {"budget": "small"})
     assert seen == {
         "data": "digits",
-        "methods": ["deterministic", "mc_dropout", "deep_ensemble"],
+        "methods": list(METHODS),
         "seed": 1,
         "epochs": 2,
         "limit": 500,

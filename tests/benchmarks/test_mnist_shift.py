@@ -18,6 +18,8 @@ from bayesguard.benchmarks.mnist_shift import claims, curves_of, draw, over_shif
 from bayesguard.benchmarks.ood import areas, of_sets, target
 from bayesguard.benchmarks.ood import run as run_ood
 from bayesguard.benchmarks.ood import table as ood_table
+from bayesguard.benchmarks.stored.files import read
+from bayesguard.benchmarks.stored.registry import REGISTRY
 from bayesguard.cli import main
 from bayesguard.errors import BadFile, BadInput
 from bayesguard.shift import Rotation, Translation
@@ -239,6 +241,27 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         )
     assert done.value.code == 0
     assert "mnist, translation; lenet5" in capsys.readouterr().out
+    # The same option of both commands is the same cell, and the stored command says it.
+    limited = ["--data", "mnist", "--network", "mlp", "--methods", "vanilla", "--epochs", "1", "--limit", "40"]
+    for command in (["shift"], ["mnist-shift"]):
+        with pytest.raises(SystemExit) as done:
+            main(
+                [
+                    "benchmark",
+                    *command,
+                    *limited,
+                    "--shift",
+                    "rotation",
+                    "--device",
+                    "cpu",
+                    "--out",
+                    str(tmp_path / "limited"),
+                ]
+            )
+        assert done.value.code == 0
+        assert "40 rows at most" in capsys.readouterr().out
+    content = read(tmp_path / "limited" / "shift-mnist-rotation.json")
+    assert "--limit 40" in REGISTRY["mnist-shift"].command(content)
     short = ["--data", "mnist", "--network", "mlp", "--methods", "vanilla", "--budget", "small", "--device", "cpu"]
     with pytest.raises(SystemExit) as done:
         main(["benchmark", "shift", "--shift", "translation", *short, "--out", str(tmp_path / "mlp")])
@@ -251,6 +274,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for option, value, message in (
         ("--seed", "3", "--seed is not for --shift rotation"),
         ("--seeds", "0", "seeds must be 1 or more, got 0"),
+        ("--limit", "0", "limit must be 1 or more, got 0"),
     ):
         with pytest.raises(SystemExit) as done:
             main(["benchmark", "shift", "--data", "mnist", "--shift", "rotation", option, value])

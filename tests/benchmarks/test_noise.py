@@ -87,7 +87,7 @@ def test_label_files_of_another_length_are_refused(folder: Path) -> None:
 def test_a_tiny_run_against_people(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     records = run("cifar10h", seeds=1, device="cpu", out=tmp_path, data_dir=folder, budget="small", say=said.append)
-    assert [record["method"] for record in records] == ["deterministic", "mc_dropout", "deep_ensemble"]
+    assert [record["method"] for record in records] == ["deterministic", "mc_dropout", "deep_ensemble", "variational"]
     text = "".join(said)
     assert "Budget: small (SmallCNN, 32 training and 24 held-out images, 1 epochs)" in text
     assert "| DeepEnsemble + shift-aware |" in text

@@ -17,7 +17,7 @@ from bayesguard.benchmarks import (
     mnist_shift,
     noise,
     ood,
-    shift,
+    shift_methods,
     tabular_tables,
     text_tables,
     uci,
@@ -119,7 +119,7 @@ def _adversarial(content: Content) -> str:
 
 
 def _mnist_shift(content: Content) -> str:
-    options = _of_cells(content["cells"], "network", "members", "epochs", "samples")
+    options = _of_cells(content["cells"], "network", "members", "epochs", "samples", "limit")
     return _own_command("mnist-shift", data=content["meta"]["data"], shift=content["meta"]["shift"], **options)
 
 
@@ -145,7 +145,10 @@ def _label_shift_tables(content: Content) -> str:
 def _ood(content: Content) -> str:
     cells, train = content["cells"], content["meta"]["train"]
     return command(
-        "ood", train=train, ood=_foreign(content), **_of_cells(cells, "network", "members", "epochs", "samples")
+        "ood",
+        train=train,
+        ood=_foreign(content),
+        **_of_cells(cells, "network", "members", "epochs", "samples", "limit"),
     )
 
 
@@ -159,7 +162,7 @@ def _shift(content: Content) -> str:
     return command(
         "shift",
         data=meta["data"],
-        methods=None if some in ([], list(shift.METHODS)) else some,
+        methods=None if some in ([], list(shift_methods.METHODS)) else some,
         seed=meta["seed"],
         epochs=meta.get("epochs"),
         limit=meta.get("limit"),

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from bayesguard.benchmarks.costs import with_costs
 from bayesguard.benchmarks.stored.files import Content
 from bayesguard.metrics.registry import EVALUATION_METRICS
 from bayesguard.results import CLEAN, MEAN, Result, show
@@ -17,11 +18,12 @@ def results(evaluation: Content) -> list[Result]:
 
 
 def of_evaluations(content: Content) -> str:
-    """Return the calibration error and then every metric, at severities 0, 1, 3 and 5, means over shifts."""
+    """Return the calibration error and then every metric, at severities 0, 1, 3 and 5, means over shifts; and costs."""
     found = {label: results(evaluation) for label, evaluation in content["results"].items()}
     metrics = list(dict.fromkeys(result.metric for rows in found.values() for result in rows))
     parts = [f"ECE by severity:\n\n{_by_severity(found, 'ece')}"] if "ece" in metrics else []
-    return "\n\n".join([*parts, f"Every metric:\n\n{_by_metric(found, metrics)}"])
+    records = [{"method": label, "values": {"costs": costs}} for label, costs in content.get("costs", {}).items()]
+    return with_costs("\n\n".join([*parts, f"Every metric:\n\n{_by_metric(found, metrics)}"]), records)
 
 
 def _by_severity(found: dict[str, list[Result]], metric: str) -> str:
