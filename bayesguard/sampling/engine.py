@@ -101,7 +101,7 @@ class Sampler(Settings):
 
     def _plan(self, make: Draws, num_samples: int) -> Plan:
         """Return the plan for this kind of input and this number of rows, made at its first use."""
-        key = (*make.forward.signature, make.forward.num_rows.bit_length())
+        key = (*make.forward.signature, make.forward.num_rows.bit_length(), make.forward.row_leaves)
         with _PLANNING:
             plan = self.plans.get(key)
             if plan is None:

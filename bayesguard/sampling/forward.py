@@ -54,6 +54,11 @@ class Forward:
         shapes = [(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, Tensor)]
         return (*shapes, min(self.num_rows, 2), dtype_of_autocast(self.device))
 
+    @property
+    def row_leaves(self) -> tuple[bool, ...]:
+        """Which of the inputs have the examples along their first axis."""
+        return tuple(self._has_rows(leaf) for leaf in pytree.tree_leaves((self.inputs, self.kwargs)))
+
     def rows(self, index: Tensor | slice) -> "Forward":
         """Return the call on some of the rows."""
         return self._mapped(lambda tensor: tensor[index])

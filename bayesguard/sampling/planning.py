@@ -14,6 +14,7 @@ from bayesguard.sampling.forward import Forward
 from bayesguard.sampling.intercept import Intercept, intercepted
 from bayesguard.sampling.masks import PassesDiffer, find_layout, whole_channels
 from bayesguard.sampling.memory import is_out_of_memory
+from bayesguard.sampling.row_parts import plain_difference
 from bayesguard.sampling.strategies import Draws, Settings, Structure
 from bayesguard.sampling.streams import seeded_default_generators
 
@@ -26,8 +27,8 @@ _CALL_BOUND = 4 * _ARITHMETIC_BOUND
 _DEARER_THAN_PLAIN = 1.15
 _TRIED_DRAWS = 16
 # How much faster a strategy has to be than replay, which alone gives the loop's very bits.
-_CLEARLY = {"replay": 1.0, "compact": 1.05, "vmap": 1.2, "fold_tail": 1.2, "fold": 1.2}
-_PLAYED = ("replay", "compact")
+_CLEARLY = {"replay": 1.0, "replay_parts": 1.0, "compact": 1.05, "vmap": 1.2, "fold_tail": 1.2, "fold": 1.2}
+_PLAYED = ("replay", "compact", "replay_parts")
 _FEWEST_FOR_COMPACT = 16
 
 
@@ -120,6 +121,9 @@ def choose(draws: Draws, candidates: Candidates, num_samples: int) -> Plan:
         if compiled is not None:
             return compiled
         candidates = replace(candidates, reason=f"compiled: {why}")
+    if _is_drawn_in_parts(draws, candidates):
+        why = f"in parts of {draws.row_parts()[0].forward.num_rows} rows, whose activations take less memory"
+        candidates = replace(candidates, exact=("replay_parts",), untried=(), reason=why)
     names = candidates.exact
     reason = candidates.reason or ("the only strategy that is exact" if candidates.untried else "asked for")
     plan = Plan(names[0], reason, candidates.structure, memory=draws.held_bytes())
@@ -140,7 +144,23 @@ def _played(settings: Settings, device: torch.device, structure: Structure) -> t
     )
     # Picking kept channels out needs their indices on the host, which a GPU would have to be waited for.
     compacts = drops_channels and not settings.per_example and not structure.own_randomness and device.type == "cpu"
-    return _PLAYED if compacts else _PLAYED[:1]
+    return ("replay", "compact") if compacts else ("replay",)
+
+
+def _is_drawn_in_parts(draws: Draws, candidates: Candidates) -> bool:
+    """Tell whether draws are large enough to be made of some rows after the others, and the same.
+
+    That no row looks at another shows on all of them, in passes that take no more memory than a plain one; that their
+    masks go with them, on few.
+    """
+    played = candidates.exact == ("replay",) and candidates.untried and not draws.settings.per_example
+    if not played or draws.forward.device.type != "cpu" or len(draws.row_parts()) == 1:
+        return False
+    if plain_difference(draws.forward, [part.forward for part in draws.row_parts()]):
+        return False
+    few = Draws(draws.settings, draws.forward.rows(slice(0, _FEW_ROWS)), draws.structure, draws.seed, 0)
+    few.row_parts(_FEW_ROWS // 2)
+    return not disagreement_of(few, "replay_parts", torch.cat(list(few.loop(range(2)))))
 
 
 def _timed(draws: Draws, plan: Plan, candidates: Candidates, samples: int) -> Plan:

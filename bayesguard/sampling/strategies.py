@@ -1,7 +1,7 @@
-"""The strategies: six ways to the same draws of one network on one input.
+"""The strategies: ways to the same draws of one network on one input.
 
 `loop` runs the whole network once a draw and is the reference. `replay` computes what comes before the first random
-call once. `compact` is replay whose layers leave dropped channels out. `vmap` batches what depends on the draw. `fold`
+call once; `replay_parts` does so for some rows after the others. `compact` is replay whose layers leave dropped channels out. `vmap` batches what depends on the draw. `fold`
 puts the draws into the batch, and `fold_tail` does so at the first mask.
 """
 
@@ -22,6 +22,7 @@ from bayesguard.sampling.masks import BatchAxis, Block, MaskCall, Masks, MaskSou
 from bayesguard.sampling.memory import free_memory, is_out_of_memory, release_memory
 from bayesguard.sampling.patterns import BLOCK
 from bayesguard.sampling.replay import Player, Recorder, Tape
+from bayesguard.sampling.row_parts import drawn_in_parts, rows_of_a_part
 from bayesguard.sampling.streams import seeded_default_generators
 
 # Draws that share a batch at most: beyond, nothing is gained any more.
@@ -86,18 +87,21 @@ class Draws:
         self.settings, self.forward, self.structure = settings, forward, structure
         self.seed, self.offset = seed, offset
         self.tape = Tape()
+        self.calls: Sequence[MaskCall] = ()
+        self._row_parts: list[Draws] = []
         self._held: dict[int, Block] = {}
         self._products: dict[int, Any] = {}
 
     def forget(self) -> None:
         """Drop what earlier draws left: without gradients it would be constants to later ones that want them."""
-        self.tape, self._products = Tape(), {}
+        self.tape, self._products, self._row_parts = Tape(), {}, []
 
     def run(self, strategy: str, draws: Sequence[int]) -> Iterator[Tensor]:
         """Yield the draws by one strategy."""
         runs: dict[str, Callable[[Sequence[int]], Iterator[Tensor]]] = {
             "loop": self.loop,
             "replay": self.replay,
+            "replay_parts": self.replay_parts,
             "compact": self.compact,
             "vmap": self.vmap,
             "fold": self.fold,
@@ -116,6 +120,23 @@ class Draws:
 
     def replay(self, draws: Sequence[int]) -> Iterator[Tensor]:
         return self._replayed(draws, compact=False)
+
+    def replay_parts(self, draws: Sequence[int]) -> Iterator[Tensor]:
+        if not torch.is_grad_enabled():  # a graph keeps the activations of all rows in any case
+            for outputs in drawn_in_parts(self.row_parts(), draws, self.structure.layout or ()):
+                draws = draws[1:]
+                yield outputs
+        yield from self.replay(draws)
+
+    def row_parts(self, rows: int | None = None) -> "list[Draws]":
+        """Return the draws of parts of the rows: of `rows` each, or of as many as their activations suggest."""
+        if not self._row_parts:
+            size = rows or rows_of_a_part(self.forward.num_rows, self._calls_with_rows())
+            for part in self._parts(size):
+                draws = Draws(self.settings, part, self.structure, self.seed, self.offset)
+                draws._held = self._held  # the masks are the same for all rows
+                self._row_parts.append(draws)
+        return self._row_parts
 
     def compact(self, draws: Sequence[int]) -> Iterator[Tensor]:
         return self._replayed(draws, compact=True)
@@ -181,9 +202,11 @@ class Draws:
         return torch.vmap(one, randomness="different")(*keeps)
 
     def _masks(self, draws: Sequence[int], *, late_rows: int | None = None) -> Masks:
-        return self.settings.masks(
+        masks = self.settings.masks(
             self.seed, draws, self.structure.layout, self.offset, late_rows=late_rows, held=self._held
         )
+        self.calls = masks.calls
+        return masks
 
     def _pass(self, mode: Intercept, draw: int, call: Callable[[], Tensor]) -> Tensor:
         """Make one pass under `mode`; a network's own random calls draw from a stream of the draw's."""
@@ -285,7 +308,8 @@ class Draws:
 
     def held_bytes(self) -> int:
         """The size of what replay keeps: results before the masks, and masks."""
-        return self.tape.num_bytes + sum(block.num_bytes for block in self._held.values())
+        tapes = [draws.tape for draws in (self, *self._row_parts)]
+        return sum(tape.num_bytes for tape in tapes) + sum(block.num_bytes for block in self._held.values())
 
     def bytes_per_draw(self) -> int:
         """Float activations before and after each masked call, and as much again for what lies between them."""
