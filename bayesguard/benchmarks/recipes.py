@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 import bayesguard as bg
-from bayesguard.benchmarks.augmentation import Augment, AugmentedBatches, augmix_flip_and_crop, flip_and_crop
+from bayesguard.benchmarks.augmented import AUGMENTATIONS, Augmentation, training_batches
 from bayesguard.benchmarks.datasets import ImageSet, Part
 from bayesguard.benchmarks.residual import NETWORKS
 from bayesguard.predictor import Predictor
@@ -29,6 +29,7 @@ LEARNING_RATE = 0.2
 WEIGHT_DECAY = 5e-4
 # Of the variational methods, for whose weights the prior stands in the place of weight decay.
 ADAM_LEARNING_RATE = 1e-3
+AUGMENT = "flip_crop"
 # The rates that Ovadia et al. (2019) tuned for CIFAR-10.
 DROPOUT, LAST_LAYER_DROPOUT = 0.055, 0.32
 _DRAWS_OF_MEMBER = 16
@@ -53,7 +54,7 @@ def fit(
     *,
     epochs: int,
     device: torch.device,
-    augment: Augment = flip_and_crop,
+    augment: Augmentation = AUGMENTATIONS[AUGMENT],
     adam: bool = False,
 ) -> None:
     """Train a predictor by the recipe; with `adam` by Adam in place of stochastic gradient descent."""
@@ -65,13 +66,14 @@ def fit(
         if adam
         else partial(torch.optim.SGD, lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     )
-    predictor.fit(
-        AugmentedBatches(images, labels, BATCH_SIZE, augment, channels_last=cuda),
-        epochs=epochs,
-        optimizer=optimizer,
-        scheduler=partial(LambdaLR, lr_lambda=partial(warm_cosine, epochs=epochs)),
-        precision="bfloat16" if cuda else None,
-    )
+    with training_batches(predictor, images, labels, BATCH_SIZE, augment, channels_last=cuda) as batches:
+        predictor.fit(
+            batches,
+            epochs=epochs,
+            optimizer=optimizer,
+            scheduler=partial(LambdaLR, lr_lambda=partial(warm_cosine, epochs=epochs)),
+            precision="bfloat16" if cuda else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Plan:
     epochs: int
     members: int
     draws: int
+    augment: str = AUGMENT
 
     def make(self, seed: int, rate: float = 0.0, head_rate: float = 0.0) -> nn.Module:
         """Return the network from a start of its own."""
@@ -92,11 +95,12 @@ class Plan:
         with seeded_default_generators(torch.device("cpu"), seed, "network"):
             return NETWORKS[self.network](channels, self.images.num_classes, side, rate=rate, head_rate=head_rate)
 
-    def fit(self, predictor: Predictor, *, augment: Augment = flip_and_crop, adam: bool = False) -> Predictor:
+    def fit(self, predictor: Predictor, *, augment: str | None = None, adam: bool = False) -> Predictor:
         """Train a predictor and return it."""
         # Without batch normalisation so large a learning rate diverges.
         adam = adam or self.network == "small_cnn"
-        fit(predictor, self.images.train, epochs=self.epochs, device=self.device, augment=augment, adam=adam)
+        chosen = AUGMENTATIONS[augment or self.augment]
+        fit(predictor, self.images.train, epochs=self.epochs, device=self.device, augment=chosen, adam=adam)
         return predictor
 
 
@@ -152,7 +156,7 @@ def dropout_ensemble(plan: Plan) -> Predictor:
 
 def augmix_last_layer(plan: Plan) -> Predictor:
     """A network trained with AugMix, then a normal distribution over the weights of its last layer alone."""
-    trained = plan.fit(bg.Deterministic(plan.make(plan.seed), seed=plan.seed), augment=augmix_flip_and_crop)
+    trained = plan.fit(bg.Deterministic(plan.make(plan.seed), seed=plan.seed), augment="augmix")
     network = trained.network
     predictor = bg.Variational(
         network,
@@ -170,7 +174,7 @@ def augmix_last_layer(plan: Plan) -> Predictor:
         plan.images.train,
         epochs=max(1, plan.epochs // 8),
         device=plan.device,
-        augment=augmix_flip_and_crop,
+        augment=AUGMENTATIONS["augmix"],
         adam=True,
     )
     return predictor
@@ -179,7 +183,8 @@ def augmix_last_layer(plan: Plan) -> Predictor:
 class Method(NamedTuple):
     """A method: its name in tables, what builds and trains it, and its names in the published tables.
 
-    `shift_aware` ones are calibrated by `ShiftAwareScaling` as well, on kinds of shift that are not the tested ones.
+    `shift_aware` ones are calibrated by `ShiftAwareScaling` as well, on kinds of shift that are not the tested ones. The
+    augmentation of training may be chosen but for those that are `augmented` in their own way.
     """
 
     label: str
@@ -187,6 +192,7 @@ class Method(NamedTuple):
     ovadia: str | None = None
     baselines: str | None = None
     shift_aware: bool = False
+    augmented: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -197,5 +203,5 @@ METHODS: dict[str, Method] = {
     "variational": Method("Variational", variational, "variational", "variational"),
     "last_layer_variational": Method("Variational, last layer", last_layer_variational, "last_layer_variational"),
     "dropout_ensemble": Method("Ensemble with dropout", dropout_ensemble, shift_aware=True),
-    "augmix_last_layer": Method("AugMix, variational last layer", augmix_last_layer, shift_aware=True),
+    "augmix_last_layer": Method("AugMix, variational last layer", augmix_last_layer, shift_aware=True, augmented=True),
 }
