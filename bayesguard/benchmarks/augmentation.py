@@ -16,6 +16,7 @@ from bayesguard.errors import BadInput
 from bayesguard.sampling import stream
 
 Augment = Callable[[Tensor, Generator], Tensor]
+Mix = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 
 # Largest strength of an operation of AugMix, of 10: the severity 3 of the published code.
 _AUGMIX_LEVEL = 0.3
@@ -65,7 +66,7 @@ def mixup(images: Tensor, labels: Tensor, generator: Generator, alpha: float = 1
 
     H. Zhang, M. Cisse, Y. N. Dauphin, D. Lopez-Paz (2018). mixup: beyond empirical risk minimization. ICLR.
 
-    For a training loop of one's own: `Predictor.fit` takes one class an image.
+    `augmented.training_batches` trains a predictor with it.
     """
     if not alpha > 0:
         raise BadInput(f"alpha must be above 0, got {alpha}")
@@ -180,6 +181,7 @@ class AugmentedBatches:
         augment: `(images, generator) -> images`; None for the new order only.
         seed: With it, passes follow from it and the epoch (`set_epoch`). None: each pass follows torch's default generator at
             its beginning, as that of a DataLoader does; `fit` seeds that for each epoch and member of an ensemble.
+        mix: `(images, labels, generator) -> (images, targets)`, after `augment`; None for the labels as they are.
         channels_last: Lay batches out with the channels last in memory, which tensor cores are faster with.
 
     Raises:
@@ -199,6 +201,7 @@ class AugmentedBatches:
         augment: Augment | None = None,
         seed: int | None = None,
         *,
+        mix: Mix | None = None,
         channels_last: bool = False,
     ) -> None:
         if images.dim() != 4 or not len(images) or labels.shape != images.shape[:1]:
@@ -208,7 +211,7 @@ class AugmentedBatches:
             )
         self.images, self.labels = images, labels.to(images.device)
         self.batch_size, self.augment = check_count(batch_size, "batch_size"), augment
-        self.seed, self.channels_last = seed, channels_last
+        self.seed, self.mix, self.channels_last = seed, mix, channels_last
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -229,8 +232,10 @@ class AugmentedBatches:
         generator = stream(self.images.device, seed, "pass", self.epoch)
         order = torch.randperm(len(self.images), generator=generator, device=self.images.device)
         for rows in order.split(self.batch_size):
-            images = self.images[rows]
+            images, targets = self.images[rows], self.labels[rows]
             if self.augment is not None:
                 images = self.augment(images, generator)
+            if self.mix is not None:
+                images, targets = self.mix(images, targets, generator)
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
-            yield images.contiguous(memory_format=layout), self.labels[rows]
+            yield images.contiguous(memory_format=layout), targets

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import bayesguard as bg
 from bayesguard.benchmarks import recipes
+from bayesguard.benchmarks.augmented import check_augment
 from bayesguard.benchmarks.cells import Cell, Record, check_methods, collect, measure_all
 from bayesguard.benchmarks.cifar10_c_scores import Scored, averaged, by_set, scored
 from bayesguard.benchmarks.cifar10_c_tables import table
@@ -67,6 +68,7 @@ def run(
     data_dir: str | Path | None = None,
     jobs: int | None = None,
     budget: str = "full",
+    augment: str = recipes.AUGMENT,
     progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Record]:
@@ -87,6 +89,7 @@ def run(
             calibrate and 1,000 to test on, three members, four draws, trained in bfloat16; or "small" for a quick look: the small
             convolutional network, two epochs on 2,000 images by Adam, 500 and 500, two members and draws, three kinds at two
             severities.
+        augment: How the training images are augmented, one of `augmented.AUGMENTATIONS`; AugMix's own method keeps its own.
         progress: Show a progress bar.
         say: Where the tables go.
 
@@ -94,9 +97,10 @@ def run(
         A record for each method and seed, with every number of every shifted set, and reliability bins by severity.
 
     Raises:
-        BadInput: An unknown suite, method, network, budget or device.
+        BadInput: An unknown suite, method, network, budget, augmentation or device.
     """
     check_methods(methods, METHODS)
+    check_augment(augment)
     for name, given, allowed in (
         ("suite", suite, SUITES),
         ("network", network or "resnet20", NETWORKS),
@@ -112,11 +116,14 @@ def run(
     name = "-".join(["shift", *filter(None, parts)])
 
     def own(cell: Cell) -> dict[str, Any]:
-        # What the shift-aware rows are calibrated on is a setting of the methods that have them.
-        return {**settings, "calibrated_on": [suite, CONTENT]} if METHODS[cell.method].shift_aware else settings
+        # Each is a setting of the methods only that have it, and cells of the recipe's own augmentation do not name it.
+        method = METHODS[cell.method]
+        calibrated = {"calibrated_on": [suite, CONTENT]} if method.shift_aware else {}
+        augmented = {} if method.augmented or augment == recipes.AUGMENT else {"augment": augment}
+        return {**settings, **calibrated, **augmented}
 
     records = measure_all(
-        partial(measure, settings=settings, data_dir=data_dir),
+        partial(measure, settings={**settings, "augment": augment}, data_dir=data_dir),
         [Cell("cifar10", method, seed + k) for method in methods for k in range(seeds)],
         settings=own,
         folder=Path(out) / f"{name}-cells",
@@ -144,7 +151,8 @@ def measure(
         settings["epochs"],
         settings["members"],
         settings["draws"],
-        settings["precision"],
+        precision=settings["precision"],
+        augment=settings["augment"],
     )
     method = METHODS[cell.method]
     start = time.perf_counter()
@@ -277,7 +285,7 @@ def run_shift(data: str, *, methods: Sequence[str] | None, limit: int | None, bu
             raise BadInput("--limit is not for cifar10; use --budget small for a quick look")
         run(methods=methods or tuple(METHODS), budget=budget, **given)
         return
-    if only := [name for name in ("suite", "network", "seeds") if name in given]:
+    if only := [name for name in ("suite", "network", "seeds", "augment") if name in given]:
         raise BadInput(f"--{only[0]} is for --data cifar10, got --data {data}; leave it out")
     if budget not in ("full", "small"):
         raise BadInput(f"budget must be full or small, got {budget!r}")

@@ -43,7 +43,9 @@ def table(records: Sequence[Record]) -> str:
     rows = _of_quartiles(records) if settings["suite"] == "cifar10-c-ovadia" else _of_means(records)
     devices = ", ".join(dict.fromkeys(record["device"] for record in records))
     labels = {name: method.label for name, method in METHODS.items()}
-    return f"{with_costs(rows, records, labels)}\n\n{notes(settings)}\nMeasured on {devices}."
+    augment = [kept for record in records if (kept := record["settings"].get("augment"))]
+    trained = f"\nTrained with the augmentation {augment[0]}, but for AugMix's own method." if augment else ""
+    return f"{with_costs(rows, records, labels)}\n\n{notes(settings)}{trained}\nMeasured on {devices}."
 
 
 def notes(settings: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ Jobs = Annotated[int | None, typer.Option(help="Processes; one by default.")]
 Budget = Annotated[str, typer.Option(help="full, or small for a short look.")]
 Epochs = Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")]
 Limit = Annotated[int | None, typer.Option(help="Rows at most of training and test data.")]
+AUGMENT_HELP = "of the training images: none, flip_crop, augmix, randaugment or mixup"
 LimitOfParts = Annotated[int | None, typer.Option(help="Rows of each part at most.")]
 Images = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")]
 Network = Annotated[
@@ -55,6 +57,7 @@ def shift(
     shift: Annotated[
         str | None, typer.Option(help="rotation or translation, as the command mnist-shift; labels, as label-shift.")
     ] = None,
+    augment: Annotated[str | None, typer.Option(help=f"cifar10 only: {AUGMENT_HELP}; flip_crop by default.")] = None,
 ) -> None:
     """Calibration on shifted data, before and after temperature scaling."""
     named = [*(method or []), *([] if methods == "all" else _names(methods))]
@@ -62,8 +65,9 @@ def shift(
     if shift == "labels":
         from bayesguard.benchmarks import label_shift as labels
 
-        if suite is not None:
-            raise BadInput("--suite is not for --shift labels; leave it out")
+        for name, value in (("suite", suite), ("augment", augment)):
+            if value is not None:
+                raise BadInput(f"--{name} is not for --shift labels; leave it out")
         sizes: dict[str, Any] = {
             "network": network,
             "seed": seed,
@@ -76,7 +80,7 @@ def shift(
     if shift is not None:
         from bayesguard.benchmarks import image_recipes, mnist_shift
 
-        refused = {"suite": suite, "seed": seed or None}
+        refused = {"suite": suite, "seed": seed or None, "augment": augment}
         if only := [name for name, value in refused.items() if value is not None]:
             raise BadInput(f"--{only[0]} is not for --shift {shift}; use the command mnist-shift, or leave it out")
         sizes = {"seeds": 1 if seeds is None else seeds, "jobs": jobs, "budget": budget, "progress": _watched()}
@@ -94,6 +98,7 @@ def shift(
         network=network,
         seeds=seeds,
         jobs=jobs,
+        augment=augment,
         progress=_watched(),
         **common,
     )
@@ -343,12 +348,13 @@ def noise(
     data_dir: DataDir = None,
     jobs: Jobs = None,
     budget: Annotated[str, typer.Option(help="full, for a GPU; small, for a CPU.")] = "full",
+    augment: Annotated[str, typer.Option(help=f"{AUGMENT_HELP[:1].upper()}{AUGMENT_HELP[1:]}.")] = "none",
 ) -> None:
     """Human labels of CIFAR-10: doubt to compare with, and mistakes to learn from."""
     from bayesguard.benchmarks.noise import METHODS, run
 
     chosen = _chosen(methods, METHODS)
-    _run_cells(run, labels, chosen, seeds, device, out, data_dir, jobs, budget)
+    _run_cells(partial(run, augment=augment), labels, chosen, seeds, device, out, data_dir, jobs, budget)
 
 
 @benchmark.command()

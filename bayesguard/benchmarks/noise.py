@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
+from bayesguard.benchmarks.augmented import AUGMENTATIONS, check_augment, training_batches
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all
 from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, load
@@ -73,6 +74,7 @@ def run(
     data_dir: str | Path | None = None,
     jobs: int | None = None,
     budget: str = "full",
+    augment: str = "none",
     progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Record]:
@@ -88,6 +90,7 @@ def run(
         data_dir: Folder of the data; None for `BAYESGUARD_DATA`, or the download.
         jobs: Processes; see `bayesguard.benchmarks.cells.measure_all`.
         budget: "full": ResNet-20 on all images, for a GPU. "small": two convolutions on a part of the images.
+        augment: How the training images are augmented, one of `augmented.AUGMENTATIONS`.
         progress: Show a progress bar.
         say: Where the table goes.
 
@@ -95,18 +98,24 @@ def run(
         A record for each cell.
 
     Raises:
-        BadInput: Unknown labels, method or budget, or no seeds.
+        BadInput: Unknown labels, method, budget or augmentation, or no seeds.
     """
     if labels not in LABELS:
         raise BadInput(f"labels must be {' or '.join(LABELS)}, got {labels!r}")
     check_run(methods, METHODS, budget, seeds)
+    check_augment(augment)
     chosen = BUDGETS[budget]
     kinds = ("cifar10h",) if labels == "cifar10h" else tuple(f"cifar10n_{noise}" for noise in NOISES)
     perturbed = [f"{shift.name} {shift.severity:g}" for shift in _shifts()] if labels == "cifar10h" else None
     records = measure_all(
-        partial(measure, budget=chosen, data_dir=data_dir),
+        partial(measure, budget=chosen, augment=augment, data_dir=data_dir),
         [Cell(kind, name, seed) for kind in kinds for name in methods for seed in range(seeds)],
-        settings={**asdict(chosen), "budget": budget, **({"perturbed": perturbed} if perturbed else {})},
+        settings={
+            **asdict(chosen),
+            "budget": budget,
+            **({"perturbed": perturbed} if perturbed else {}),
+            **({} if augment == "none" else {"augment": augment}),
+        },
         folder=Path(out) / f"noise-{budget}",
         device=device,
         jobs=jobs,
@@ -119,7 +128,9 @@ def run(
     return records
 
 
-def measure(cell: Cell, device: torch.device, *, budget: Budget, data_dir: str | Path | None = None) -> dict[str, Any]:
+def measure(
+    cell: Cell, device: torch.device, *, budget: Budget, augment: str = "none", data_dir: str | Path | None = None
+) -> dict[str, Any]:
     """Train one method with one seed, and test it before and after calibration."""
     images = load("cifar10", data_dir=data_dir)
     noise = None if cell.data == "cifar10h" else cell.data.removeprefix("cifar10n_")
@@ -130,7 +141,7 @@ def measure(cell: Cell, device: torch.device, *, budget: Budget, data_dir: str |
     predictor = BUILDERS[cell.method].build(
         lambda _: network(channels, images.num_classes, side),
         cell.seed,
-        partial(_fit, train=train, budget=budget, device=device),
+        partial(_fit, train=train, budget=budget, augment=augment, device=device),
     )
     seconds = time.perf_counter() - start
     if noise is None:
@@ -274,14 +285,15 @@ def _table(lead: str, records: Sequence[Record], columns: dict[str, str]) -> lis
     return lines
 
 
-def _fit(predictor: Predictor, *, train: Part, budget: Budget, device: torch.device) -> None:
+def _fit(predictor: Predictor, *, train: Part, budget: Budget, augment: str, device: torch.device) -> None:
     predictor.to(device)
-    predictor.fit(
-        train,
-        epochs=budget.epochs,
-        batch_size=budget.batch_size,
-        optimizer=partial(torch.optim.Adam, lr=budget.learning_rate),
-    )
+    fit = partial(predictor.fit, epochs=budget.epochs, optimizer=partial(torch.optim.Adam, lr=budget.learning_rate))
+    if augment == "none":
+        fit(train, batch_size=budget.batch_size)
+        return
+    images, labels = (part.to(device) for part in train)
+    with training_batches(predictor, images, labels, budget.batch_size, AUGMENTATIONS[augment]) as batches:
+        fit(batches)
 
 
 def _calibrated(predictor: Predictor, calibrator: Calibrator | None, held: Part, images: ImageSet) -> Predictive:

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 import bayesguard as bg
-from bayesguard.benchmarks.augmentation import Augment, AugmentedBatches, augmix_flip_and_crop, flip_and_crop
+from bayesguard.benchmarks.augmented import AUGMENTATIONS, Augmentation, training_batches
 from bayesguard.benchmarks.datasets import ImageSet, Part
 from bayesguard.benchmarks.residual import NETWORKS
 from bayesguard.predictor import Predictor
@@ -29,6 +29,7 @@ LEARNING_RATE = 0.2
 WEIGHT_DECAY = 5e-4
 # Of the variational methods, for whose weights the prior stands in the place of weight decay.
 ADAM_LEARNING_RATE = 1e-3
+AUGMENT = "flip_crop"
 # The rates that Ovadia et al. (2019) tuned for CIFAR-10.
 DROPOUT, LAST_LAYER_DROPOUT = 0.055, 0.32
 _DRAWS_OF_MEMBER = 16
@@ -53,7 +54,7 @@ def fit(
     *,
     epochs: int,
     device: torch.device,
-    augment: Augment = flip_and_crop,
+    augment: Augmentation = AUGMENTATIONS[AUGMENT],
     adam: bool = False,
     precision: str | None = None,
 ) -> None:
@@ -68,13 +69,14 @@ def fit(
         if adam
         else partial(torch.optim.SGD, lr=LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY)
     )
-    predictor.fit(
-        AugmentedBatches(images, labels, BATCH_SIZE, augment, channels_last=True),
-        epochs=epochs,
-        optimizer=optimizer,
-        scheduler=partial(LambdaLR, lr_lambda=partial(warm_cosine, epochs=epochs)),
-        precision=precision or ("bfloat16" if device.type == "cuda" else None),
-    )
+    with training_batches(predictor, images, labels, BATCH_SIZE, augment, channels_last=True) as batches:
+        predictor.fit(
+            batches,
+            epochs=epochs,
+            optimizer=optimizer,
+            scheduler=partial(LambdaLR, lr_lambda=partial(warm_cosine, epochs=epochs)),
+            precision=precision or ("bfloat16" if device.type == "cuda" else None),
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Plan:
     members: int
     draws: int
     precision: str | None = None
+    augment: str = AUGMENT
 
     def make(self, seed: int, rate: float = 0.0, head_rate: float = 0.0) -> nn.Module:
         """Return the network from a start of its own."""
@@ -97,20 +100,20 @@ class Plan:
             network = NETWORKS[self.network](channels, self.images.num_classes, side, rate=rate, head_rate=head_rate)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def fit(self, predictor: Predictor, *, augment: Augment = flip_and_crop, adam: bool = False) -> Predictor:
+    def fit(self, predictor: Predictor, *, augment: str | None = None, adam: bool = False) -> Predictor:
         """Train a predictor and return it."""
         # Without batch normalisation so large a learning rate diverges.
         adam = adam or self.network == "small_cnn"
-        self._fit(predictor, self.epochs, augment, adam)
+        self._fit(predictor, self.epochs, augment or self.augment, adam)
         return predictor
 
-    def fit_last_layer(self, predictor: Predictor, *, augment: Augment) -> Predictor:
+    def fit_last_layer(self, predictor: Predictor, *, augment: str) -> Predictor:
         """Train what is left to train of a trained network, for an eighth of the epochs, and return the predictor."""
         self._fit(predictor, max(1, self.epochs // 8), augment, adam=True)
         return predictor
 
-    def _fit(self, predictor: Predictor, epochs: int, augment: Augment, adam: bool) -> None:
-        settings: dict[str, Any] = {"augment": augment, "adam": adam, "precision": self.precision}
+    def _fit(self, predictor: Predictor, epochs: int, augment: str, adam: bool) -> None:
+        settings: dict[str, Any] = {"augment": AUGMENTATIONS[augment], "adam": adam, "precision": self.precision}
         fit(predictor, self.images.train, epochs=epochs, device=self.device, **settings)
 
 
@@ -166,7 +169,7 @@ def dropout_ensemble(plan: Plan) -> Predictor:
 
 def augmix_last_layer(plan: Plan) -> Predictor:
     """A network trained with AugMix, then a normal distribution over the weights of its last layer alone."""
-    trained = plan.fit(bg.Deterministic(plan.make(plan.seed), seed=plan.seed), augment=augmix_flip_and_crop)
+    trained = plan.fit(bg.Deterministic(plan.make(plan.seed), seed=plan.seed), augment="augmix")
     network = trained.network
     predictor = bg.Variational(
         network,
@@ -179,13 +182,14 @@ def augmix_last_layer(plan: Plan) -> Predictor:
     last = {id(tensor) for tensor in predictor.weights.tensors()}
     for parameter in predictor.network.parameters():
         parameter.requires_grad_(id(parameter) in last)
-    return plan.fit_last_layer(predictor, augment=augmix_flip_and_crop)
+    return plan.fit_last_layer(predictor, augment="augmix")
 
 
 class Method(NamedTuple):
     """A method: its name in tables, what builds and trains it, and its names in the published tables.
 
-    `shift_aware` ones are calibrated by `ShiftAwareScaling` as well, on kinds of shift that are not the tested ones.
+    `shift_aware` ones are calibrated by `ShiftAwareScaling` as well, on kinds of shift that are not the tested ones. The
+    augmentation of training may be chosen but for those that are `augmented` in their own way.
     """
 
     label: str
@@ -193,6 +197,7 @@ class Method(NamedTuple):
     ovadia: str | None = None
     baselines: str | None = None
     shift_aware: bool = False
+    augmented: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -203,5 +208,5 @@ METHODS: dict[str, Method] = {
     "variational": Method("Variational", variational, "variational", "variational"),
     "last_layer_variational": Method("Variational, last layer", last_layer_variational, "last_layer_variational"),
     "dropout_ensemble": Method("Ensemble with dropout", dropout_ensemble, shift_aware=True),
-    "augmix_last_layer": Method("AugMix, variational last layer", augmix_last_layer, shift_aware=True),
+    "augmix_last_layer": Method("AugMix, variational last layer", augmix_last_layer, shift_aware=True, augmented=True),
 }

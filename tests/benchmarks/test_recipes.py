@@ -9,6 +9,7 @@ import torch
 
 import bayesguard as bg
 from bayesguard.benchmarks.augmentation import AugmentedBatches
+from bayesguard.benchmarks.augmented import Augmentation
 from bayesguard.benchmarks.datasets import ImageSet
 from bayesguard.benchmarks.recipes import METHODS, Plan, fit, warm_cosine
 from bayesguard.benchmarks.shift import SETTINGS, train
@@ -73,7 +74,7 @@ def test_members_of_an_ensemble_see_orders_of_their_own() -> None:
         return images
 
     ensemble = bg.DeepEnsemble(plan().make, num_members=2)
-    fit(ensemble, PART, epochs=1, device=torch.device("cpu"), augment=noted, adam=True)
+    fit(ensemble, PART, epochs=1, device=torch.device("cpu"), augment=Augmentation(noted), adam=True)
     first, second = orders[1], orders[3]  # Each counts its rows in a pass before.
     assert sorted(first) == sorted(second)
     assert first != second

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bayesguard import plots
 from bayesguard.benchmarks import mnist_shift
+from bayesguard.benchmarks.shift_methods import METHODS
 from bayesguard.benchmarks.stored.files import Content, read
 from bayesguard.benchmarks.stored.page import made
 from bayesguard.benchmarks.stored.shift_tables import results
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEY = "Data"
+_DRAWN = [METHODS[name].label for name in ("deterministic", "mc_dropout", "deep_ensemble")]
 
 
 class Drawing(NamedTuple):
@@ -34,9 +36,11 @@ class Drawing(NamedTuple):
 
 
 def ece_by_severity(content: Content) -> "Figure":
-    """Return the calibration error of every evaluation against severity."""
+    """Return the calibration error of three methods against severity; all of them are too many lines for one panel."""
     evaluations = {
-        label: Evaluation(tuple(results(found)), found["meta"]) for label, found in content["results"].items()
+        label: Evaluation(tuple(results(found)), found["meta"])
+        for label, found in content["results"].items()
+        if label.partition(" + ")[0] in _DRAWN
     }
     return plots.metric_against_severity(evaluations, "ece")
 

@@ -173,7 +173,20 @@ def _cifar10_c(content: Content) -> str:
     cells = content["cells"]
     budget = cells[0]["settings"]["budget"]
     options = _of_cells(cells, "suite", *(("network", "epochs") if budget == "full" else ()))
-    return command("shift", data="cifar10", seed=min(cell["seed"] for cell in cells) or None, **options)
+    return command(
+        "shift", data="cifar10", seed=min(cell["seed"] for cell in cells) or None, augment=_augment(cells), **options
+    )
+
+
+def _augment(cells: Sequence[Record]) -> str | None:
+    """The augmentation of training, where it is not the benchmark's own."""
+    found: Sequence[str] = [name for cell in cells if (name := cell["settings"].get("augment"))]
+    return found[0] if found else None
+
+
+def _noise(content: Content) -> str:
+    cells = content["cells"]
+    return command("noise", labels=content["meta"]["labels"], **_of_cells(cells), augment=_augment(cells))
 
 
 def _speed(content: Content) -> str:
@@ -308,7 +321,7 @@ REGISTRY: dict[str, Benchmark] = {
         "Labels by people",
         "Is the doubt of a network that of people, and what do people's mistakes do to calibration?",
         _noise_tables,
-        lambda content: command("noise", labels=content["meta"]["labels"], **_of_cells(content["cells"])),
+        _noise,
         "CIFAR-10 with CIFAR-10H or CIFAR-10N",
     ),
     "adversarial": Benchmark(
