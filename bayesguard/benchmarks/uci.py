@@ -79,6 +79,12 @@ def ensemble(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predicto
     return bg.DeepEnsemble(make, _noise_of_input(), num_members=recipe.num_members, seed=seed)
 
 
+def variational(recipe: Recipe, num_inputs: int, width: int, seed: int) -> Predictor:
+    """One such network with a normal distribution over every weight."""
+    network = _mean_and_scale(num_inputs, width, seed)
+    return bg.Variational(network, _noise_of_input(), estimator="local_reparameterisation", num_samples=100, seed=seed)
+
+
 def dropout(networks: list[nn.Module], scale: float, draws: int, seed: int) -> Predictor:
     """One network that tells a mean, with dropout before both layers, and one noise, in standardised units."""
     network = nn.Sequential(*networks, nn.Flatten(0))
@@ -111,6 +117,7 @@ METHODS = {
         search=Search((0.005, 0.01, 0.05, 0.1), draws=512, final_draws=2048, epochs=(4000, 500, 250)),
         published="dropout",
     ),
+    "variational": Recipe("Variational", (400, 40), 0.01, 100, variational, cosine=True),
     "ensemble": Recipe("Deep ensemble", (40, 40), 0.01, 100, ensemble, num_members=5, published="ensemble"),
     "dropout_ensemble": Recipe(
         "Deep ensemble with dropout",
