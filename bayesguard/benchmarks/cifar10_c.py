@@ -151,8 +151,8 @@ def measure(
         settings["epochs"],
         settings["members"],
         settings["draws"],
-        precision=settings["precision"],
         augment=settings["augment"],
+        precision=settings["precision"],
     )
     method = METHODS[cell.method]
     start = time.perf_counter()

@@ -90,8 +90,8 @@ class Plan:
     epochs: int
     members: int
     draws: int
-    precision: str | None = None
     augment: str = AUGMENT
+    precision: str | None = None
 
     def make(self, seed: int, rate: float = 0.0, head_rate: float = 0.0) -> nn.Module:
         """Return the network from a start of its own."""
