@@ -22,13 +22,14 @@ from bayesguard.adversarial import fgsm, pgd
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all, spread
 from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, Part, load
+from bayesguard.benchmarks.networks import seeded
 from bayesguard.benchmarks.shift import SETTINGS, factory, train
 from bayesguard.benchmarks.shift_methods import METHODS as TRAINED
 from bayesguard.data import Batch
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional import error_auroc
 from bayesguard.predictor import Predictor
-from bayesguard.sampling import derive_seed, seeded_default_generators
+from bayesguard.sampling import derive_seed
 
 METHODS = {
     "deterministic": "Deterministic",
@@ -157,9 +158,7 @@ def _trained(cell: Cell, images: ImageSet, device: torch.device, epochs: int | N
     settings = SETTINGS[cell.data]
     fit = partial(train, images, settings, epochs, device)
     if cell.method == "variational":
-        with seeded_default_generators(torch.device("cpu"), cell.seed, "network"):
-            network = factory(settings, images)(cell.seed)
-        predictor = bg.Variational(network, seed=cell.seed)
+        predictor = bg.Variational(seeded(factory(settings, images), cell.seed), seed=cell.seed)
         fit(predictor)
         return predictor
     build = TRAINED["deterministic" if cell.method == "temperature" else cell.method].build

@@ -34,6 +34,7 @@ SUITES = ("cifar10-c-ovadia", "cifar10-c")
 # Members as in the table that is set beside: 10 by Ovadia et al., 4 by uncertainty-baselines.
 MEMBERS = {"cifar10-c-ovadia": 10, "cifar10-c": 4}
 DRAWS = {"cifar10-c-ovadia": 128, "cifar10-c": 30}
+_NETWORK = "resnet20"
 # What smaller budgets change.
 BUDGETS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -103,7 +104,7 @@ def run(
     check_augment(augment)
     for name, given, allowed in (
         ("suite", suite, SUITES),
-        ("network", network or "resnet20", NETWORKS),
+        ("network", network or _NETWORK, NETWORKS),
         ("budget", budget, tuple(BUDGETS)),
     ):
         if given not in allowed:
@@ -111,8 +112,8 @@ def run(
     if seeds < 1 or (epochs is not None and epochs < 1):
         raise BadInput(f"seeds and epochs must be 1 or more, got {seeds} and {epochs}")
     settings = _settings(suite, network, epochs, budget)
-    usual = _settings(suite, None, None, budget)["network"]
-    parts = [suite, budget if budget != "full" else "", settings["network"] if settings["network"] != usual else ""]
+    own_network = settings["network"] != BUDGETS[budget].get("network", _NETWORK)
+    parts = [suite, budget if budget != "full" else "", settings["network"] if own_network else ""]
     name = "-".join(["shift", *filter(None, parts)])
 
     def own(cell: Cell) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def left_out(
 def _settings(suite: str, network: str | None, epochs: int | None, budget: str) -> dict[str, Any]:
     """Return what decides the numbers, as JSON."""
     own: dict[str, Any] = {
-        "network": "resnet20",
+        "network": _NETWORK,
         "epochs": recipes.EPOCHS,
         "members": MEMBERS[suite],
         "draws": DRAWS[suite],

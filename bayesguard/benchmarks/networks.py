@@ -1,6 +1,11 @@
 """The networks of the benchmarks: small, with dropout where their papers have it."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
+
+from bayesguard.sampling import seeded_default_generators
 
 
 class SmallCNN(nn.Module):
@@ -161,3 +166,9 @@ class WideLeNet5(nn.Sequential):
             nn.Dropout(rate),
             nn.Linear(84, num_classes),
         )
+
+
+def seeded(make: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    """Return a network whose first weights follow from the seed; torch's own generators go on as they were."""
+    with seeded_default_generators(torch.device("cpu"), seed, "network"):
+        return make(seed)

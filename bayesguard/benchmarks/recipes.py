@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -113,8 +113,15 @@ class Plan:
         return predictor
 
     def _fit(self, predictor: Predictor, epochs: int, augment: str, adam: bool) -> None:
-        settings: dict[str, Any] = {"augment": AUGMENTATIONS[augment], "adam": adam, "precision": self.precision}
-        fit(predictor, self.images.train, epochs=epochs, device=self.device, **settings)
+        fit(
+            predictor,
+            self.images.train,
+            epochs=epochs,
+            device=self.device,
+            augment=AUGMENTATIONS[augment],
+            adam=adam,
+            precision=self.precision,
+        )
 
 
 def deterministic(plan: Plan) -> Predictor:

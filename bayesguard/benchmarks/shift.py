@@ -20,6 +20,7 @@ from torch import nn
 import bayesguard as bg
 from bayesguard.benchmarks import recipes
 from bayesguard.benchmarks.augmentation import Augment, AugmentedBatches
+from bayesguard.benchmarks.augmented import AUGMENTATIONS, Augmentation
 from bayesguard.benchmarks.cells import Cell, check_methods, measure_all
 from bayesguard.benchmarks.costs import costs, with_costs
 from bayesguard.benchmarks.datasets import ImageSet, load
@@ -220,7 +221,8 @@ def train(
     if images.name == "cifar10":
         # The variational objective holds the prior, and weight decay on its spreads would be another one.
         adam = isinstance(predictor, bg.Variational)
-        recipes.fit(predictor, images.train, epochs=epochs or settings.epochs, device=device, adam=adam)
+        chosen = AUGMENTATIONS[recipes.AUGMENT] if augment is None else Augmentation(augment)
+        recipes.fit(predictor, images.train, epochs=epochs or settings.epochs, device=device, augment=chosen, adam=adam)
         return
     predictor.to(device)
     x, y = images.train

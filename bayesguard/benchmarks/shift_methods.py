@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 import bayesguard as bg
 from bayesguard.benchmarks.augmentation import augmix
+from bayesguard.benchmarks.networks import seeded
 from bayesguard.predictor import Predictor
-from bayesguard.sampling import derive_seed, seeded_default_generators
+from bayesguard.sampling import derive_seed
 
 Make = Callable[[int], nn.Module]
 # Trains a predictor; where it is told `augment=`, on images that are augmented so.
@@ -23,14 +23,14 @@ _SCALE = math.exp(-5)
 
 def deterministic(make: Make, seed: int, fit: Fit) -> Predictor:
     """One trained network."""
-    predictor = bg.Deterministic(_seeded(make, seed), seed=seed)
+    predictor = bg.Deterministic(seeded(make, seed), seed=seed)
     fit(predictor)
     return predictor
 
 
 def mc_dropout(make: Make, seed: int, fit: Fit) -> Predictor:
     """The same network with its dropout left on."""
-    predictor = bg.MCDropout(_seeded(make, seed), num_samples=_DRAWS, seed=seed)
+    predictor = bg.MCDropout(seeded(make, seed), num_samples=_DRAWS, seed=seed)
     fit(predictor)
     return predictor
 
@@ -44,18 +44,14 @@ def deep_ensemble(make: Make, seed: int, fit: Fit) -> Predictor:
 
 def variational(make: Make, seed: int, fit: Fit) -> Predictor:
     """A normal distribution over every weight."""
-    network = _without_dropout(_seeded(make, seed))
-    predictor = bg.Variational(network, estimator="flipout", init_scale=_SCALE, num_samples=_DRAWS, seed=seed)
+    predictor = _variational(make, seed, estimator="flipout")
     fit(predictor)
     return predictor
 
 
 def last_layer_variational(make: Make, seed: int, fit: Fit) -> Predictor:
     """A normal distribution over the weights of the last layer; the others are trained with it."""
-    network = _without_dropout(_seeded(make, seed))
-    predictor = bg.Variational(
-        network, subset_of_weights="last_layer", init_scale=_SCALE, num_samples=_DRAWS, seed=seed
-    )
+    predictor = _variational(make, seed, subset_of_weights="last_layer")
     fit(predictor)
     return predictor
 
@@ -63,7 +59,7 @@ def last_layer_variational(make: Make, seed: int, fit: Fit) -> Predictor:
 def dropout_ensemble(make: Make, seed: int, fit: Fit) -> Predictor:
     """Five networks from five starts, each with its dropout left on."""
     seeds = [derive_seed(seed, "member", index) for index in range(_MEMBERS)]
-    members = [bg.MCDropout(_seeded(make, own), num_samples=_DRAWS_OF_MEMBER, seed=own) for own in seeds]
+    members = [bg.MCDropout(seeded(make, own), num_samples=_DRAWS_OF_MEMBER, seed=own) for own in seeds]
     predictor = bg.DeepEnsemble(members, seed=seed, copy=False)
     fit(predictor)
     return predictor
@@ -71,10 +67,7 @@ def dropout_ensemble(make: Make, seed: int, fit: Fit) -> Predictor:
 
 def augmix_last_layer(make: Make, seed: int, fit: Fit) -> Predictor:
     """A network trained with AugMix, with a normal distribution over the weights of its last layer."""
-    network = _without_dropout(_seeded(make, seed))
-    predictor = bg.Variational(
-        network, subset_of_weights="last_layer", init_scale=_SCALE, num_samples=_DRAWS, seed=seed
-    )
+    predictor = _variational(make, seed, subset_of_weights="last_layer")
     fit(predictor, augment=augmix)
     return predictor
 
@@ -98,9 +91,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def _seeded(make: Make, seed: int) -> nn.Module:
-    with seeded_default_generators(torch.device("cpu"), seed, "network"):
-        return make(seed)
+def _variational(make: Make, seed: int, **options: Any) -> bg.Variational:
+    network = _without_dropout(seeded(make, seed))
+    return bg.Variational(network, init_scale=_SCALE, num_samples=_DRAWS, seed=seed, **options)
 
 
 def _without_dropout(network: nn.Module) -> nn.Module:

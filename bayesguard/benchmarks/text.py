@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard.benchmarks.cells import Cell, Record, check_run, collect, measure_all
 from bayesguard.benchmarks.data.text import PADDING, Queries, intents
+from bayesguard.benchmarks.networks import seeded
 from bayesguard.benchmarks.text_tables import MAX_ERROR, NOTE, cost_table, detection_table, table
 from bayesguard.calibration import SelectiveClassifier
 from bayesguard.errors import BadInput
@@ -30,7 +31,6 @@ from bayesguard.metrics.functional import (
 )
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
-from bayesguard.sampling import seeded_default_generators
 
 DATA = ("clinc150", "clinc150_domains")
 
@@ -76,11 +76,11 @@ Make = Callable[[int], nn.Module]
 
 
 def _deterministic(make: Make, settings: Settings, seed: int) -> Predictor:
-    return bg.Deterministic(_seeded(make, seed), seed=seed)
+    return bg.Deterministic(seeded(make, seed), seed=seed)
 
 
 def _mc_dropout(make: Make, settings: Settings, seed: int) -> Predictor:
-    return bg.MCDropout(_seeded(make, seed), num_samples=settings.num_samples, seed=seed)
+    return bg.MCDropout(seeded(make, seed), num_samples=settings.num_samples, seed=seed)
 
 
 def _deep_ensemble(make: Make, settings: Settings, seed: int) -> Predictor:
@@ -88,7 +88,7 @@ def _deep_ensemble(make: Make, settings: Settings, seed: int) -> Predictor:
 
 
 def _variational(make: Make, settings: Settings, seed: int) -> Predictor:
-    network = _seeded(make, seed)
+    network = seeded(make, seed)
     return bg.Variational(
         network, subset_of_weights="last_layer", init_scale=0.05, num_samples=settings.num_samples, seed=seed
     )
@@ -231,8 +231,3 @@ def scores(pred: Predictive) -> dict[str, Tensor]:
     parts = pred.uncertainty()
     found = {"max_probability": -pred.logits.double().log_softmax(-1).amax(-1), "entropy": parts.total}
     return found if pred.num_samples == 1 else {**found, "mutual_information": parts.epistemic}
-
-
-def _seeded(make: Make, seed: int) -> nn.Module:
-    with seeded_default_generators(torch.device("cpu"), seed, "network"):
-        return make(seed)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesguard.sampling.unchanged import SIMPLE
+
 
 def why_not_alike(modules: Sequence[nn.Module]) -> str:
     """Return in what members differ beyond their numbers; what is not known to be the same counts as different."""
@@ -67,7 +69,7 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, (bool, int, float, complex, str, bytes, set, frozenset, torch.dtype, torch.device)):
+    if isinstance(a, (*SIMPLE, set, frozenset)):
         return bool(a == b)
     # Two objects of one class are the same if what they hold is; functions and generators only if they are one.
     return hasattr(a, "__dict__") and not callable(a) and _same(vars(a), vars(b))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from bayesguard.sampling.batched_calls import BatchedCalls, Step, Unbatchable
-from bayesguard.sampling.unchanged import unchanged
+from bayesguard.sampling.unchanged import SIMPLE, unchanged
 from bayesguard.sampling.vmapped import VmappedMembers
 
 
@@ -216,5 +216,4 @@ def _check_watchable(module: nn.Module) -> None:
 def _is_fixed(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_fixed, value))
-    simple = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-    return value is None or isinstance(value, simple) or (callable(value) and not hasattr(value, "__dict__"))
+    return value is None or isinstance(value, SIMPLE) or (callable(value) and not hasattr(value, "__dict__"))

@@ -1,8 +1,9 @@
 """The strategies: ways to the same draws of one network on one input.
 
 `loop` runs the whole network once a draw and is the reference. `replay` computes what comes before the first random
-call once; `replay_parts` does so for some rows after the others. `compact` is replay whose layers leave dropped channels out. `vmap` batches what depends on the draw. `fold`
-puts the draws into the batch, and `fold_tail` does so at the first mask.
+call once; `replay_parts` does so for some rows after the others. `compact` is replay whose layers leave dropped
+channels out. `vmap` batches what depends on the draw. `fold` puts the draws into the batch, and `fold_tail` does so at
+the first mask.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -9,6 +9,9 @@ from torch import nn
 
 from bayesguard.sampling.batched_calls import Unbatchable
 
+# What cannot be changed in place, and is the same where it is equal.
+SIMPLE = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
 
 @contextmanager
 def unchanged(network: nn.Module) -> Iterator[None]:
@@ -38,5 +41,4 @@ def same_attributes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
 
 
 def _is(a: Any, b: Any) -> bool:
-    simple = (bool, int, float, complex, str, bytes, torch.dtype, torch.device)
-    return a is b or (type(a) is type(b) and isinstance(a, simple) and bool(a == b))
+    return a is b or (type(a) is type(b) and isinstance(a, SIMPLE) and bool(a == b))
