@@ -26,6 +26,8 @@ _ARITHMETIC_BOUND = 2e-3
 _CALL_BOUND = 4 * _ARITHMETIC_BOUND
 _DEARER_THAN_PLAIN = 1.15
 _TRIED_DRAWS = 16
+# What the first run of something that takes milliseconds costs over a later one, at most.
+_FIRST_OVER_LATER = 1.5
 # How much faster a strategy has to be than replay, which alone gives the loop's very bits.
 _CLEARLY = {"replay": 1.0, "replay_parts": 1.0, "compact": 1.05, "vmap": 1.2, "fold_tail": 1.2, "fold": 1.2}
 _PLAYED = ("replay", "compact", "replay_parts")
@@ -173,7 +175,7 @@ def _timed(draws: Draws, plan: Plan, candidates: Candidates, samples: int) -> Pl
     plain = _plain_seconds(draws) if first < _CALL_BOUND or samples * each > 2 * first else first
     first = min(first, plain + each)  # the very first pass may have waited for memory, or for its turn
     if _sharing_may_pay(draws, first, each, plain, samples):
-        per_draw |= _shared_batches(draws, candidates, first, samples)
+        per_draw |= _shared_batches(draws, candidates, first, samples, first + samples * each)
     plan = replace(plan, plain_pass=plain, first_draw=first, per_draw=per_draw)
 
     def total(name: str) -> float:
@@ -205,8 +207,13 @@ def _sharing_may_pay(draws: Draws, whole: float, each: float, plain: float, samp
     return bound_by_calls and samples * each > whole / 4
 
 
-def _shared_batches(draws: Draws, candidates: Candidates, whole: float, samples: int) -> dict[str, float]:
-    """Return the seconds a draw of the strategies that share a batch, of those that are exact."""
+def _shared_batches(
+    draws: Draws, candidates: Candidates, whole: float, samples: int, played: float
+) -> dict[str, float]:
+    """Return the seconds a draw of the strategies that share a batch, of those that are exact.
+
+    `whole` are the seconds of a first draw, and `played` those of all draws one after another.
+    """
     tried = range(min(samples, _TRIED_DRAWS, draws.group_size()))
     want = torch.cat(list(draws.run(candidates.exact[0], range(2))))
     per_draw = {}
@@ -214,9 +221,29 @@ def _shared_batches(draws: Draws, candidates: Candidates, whole: float, samples:
         # fold repeats what comes before the masks as well.
         if name == "fold" and draws.forward.device.type == "cpu" and whole > _ARITHMETIC_BOUND:
             continue
-        if not disagreement_of(draws, name, want):
-            per_draw[name] = _seconds(draws, name, tried) / len(tried)
+        seconds, disagreement = _checked_seconds(draws, name, tried, want)
+        if disagreement:
+            continue
+        if not _is_hopeless(seconds, len(tried), samples, played, draws.forward.device):
+            seconds = _seconds(draws, name, tried)
+        per_draw[name] = seconds / len(tried)
     return per_draw
+
+
+def _checked_seconds(draws: Draws, name: str, numbers: Sequence[int], want: Tensor) -> tuple[float, str]:
+    """Return the seconds of some draws, made for the first time, and how they differ from `want`."""
+    found: list[str] = []
+
+    def check() -> None:
+        found.append(disagreement_of(draws, name, want, numbers))
+
+    return seconds_of(check, draws.forward.device), found[0]
+
+
+def _is_hopeless(seconds: float, tried: int, samples: int, played: float, device: torch.device) -> bool:
+    """Tell whether what some draws took at the very first time is too much for a second one to change the choice."""
+    takes_time = device.type == "cpu" and seconds > _CALL_BOUND
+    return takes_time and seconds / tried * samples > _FIRST_OVER_LATER * played
 
 
 def _seconds(draws: Draws, name: str, numbers: Sequence[int]) -> float:
@@ -261,10 +288,15 @@ def warn_unshared(settings: Settings, reason: str) -> None:
         )
 
 
-def disagreement_of(draws: Draws, strategy: str, want: Tensor, *, any_error: bool = False) -> str:
-    """Say how a strategy's first two draws differ from `want`, the plain loop's; empty when they do not."""
+def disagreement_of(
+    draws: Draws, strategy: str, want: Tensor, numbers: Sequence[int] = range(2), *, any_error: bool = False
+) -> str:
+    """Say how the first of a strategy's draws differ from `want`, the plain loop's; empty when they do not.
+
+    `numbers` are the draws to make, from 0 on and at least those of `want`.
+    """
     try:
-        got = torch.cat(list(draws.run(strategy, range(2))))
+        got = torch.cat(list(draws.run(strategy, numbers)))[: len(want)]
     except PassesDiffer as differ:
         return str(differ)
     except Exception as error:

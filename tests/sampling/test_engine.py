@@ -127,6 +127,38 @@ def test_the_explanation_has_choice_cost_and_memory(monkeypatch: pytest.MonkeyPa
     assert 64 * 32 * 4 <= held < 2 * 64 * 32 * 4
 
 
+@pytest.mark.parametrize(("first", "runs"), [(20e-3, 1), (6e-3, 2)], ids=["hopeless", "close"])
+def test_a_way_that_was_much_slower_at_first_is_not_run_again(
+    monkeypatch: pytest.MonkeyPatch, first: float, runs: int
+) -> None:
+    """On a clock by which draws take 0.5 ms one after another, and `first` seconds for 16 in one batch the first time."""
+    made: list[str] = []
+
+    def seconds(call: Callable[[], Any], device: torch.device) -> float:
+        call()
+        return 1e-3 if isinstance(call, Forward) else first
+
+    def of_draws(made_of: Draws, name: str, numbers: Sequence[int]) -> float:
+        list(made_of.run(name, numbers))
+        return len(numbers) * 0.5e-3
+
+    def run(self: Draws, strategy: str, numbers: Sequence[int]) -> Any:
+        made.append(strategy)
+        return originally(self, strategy, numbers)
+
+    originally = Draws.run
+    monkeypatch.setattr(Draws, "run", run)
+    monkeypatch.setattr(planning, "seconds_of", seconds)
+    monkeypatch.setattr(planning, "_seconds", of_draws)
+    sampler = Sampler(strategy="auto")
+    with torch.no_grad():
+        list(sampler.chunks(Forward(mlp(nn.Dropout(0.5)).eval(), (torch.ones(16, 8),), {}), num_samples=16, seed=0))
+    plan = sampler.last_plan
+    assert plan is not None
+    assert plan.per_draw["vmap"] == (first / 16 if runs == 1 else 0.5e-3)
+    assert made.count("vmap") == runs
+
+
 @pytest.mark.parametrize("strategy", ["replay", "compact", "loop"])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_seeds_decide_the_draws_and_chunks_do_not(strategy: Any, balanced: bool) -> None:
