@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bayesguard import plots
 from bayesguard.benchmarks import mnist_shift
 from bayesguard.benchmarks.shift_methods import METHODS
+from bayesguard.benchmarks.stored import shift_figures
 from bayesguard.benchmarks.stored.files import Content, read
 from bayesguard.benchmarks.stored.page import made
 from bayesguard.benchmarks.stored.shift_tables import results
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEY = "Data"
+_BOXES = {
+    "deterministic, as trained": "deterministic",
+    "deterministic, temperature": "deterministic, temperature",
+    "deep_ensemble, as trained": "deep ensemble",
+    "augmix_last_layer, shift-aware, pointwise": "AugMix, last layer variational, shift-aware, pointwise",
+    "augmix_last_layer, shift-aware, unlabelled batch": "the same with an unlabelled batch",
+}
 _DRAWN = [METHODS[name].label for name in ("deterministic", "mc_dropout", "deep_ensemble")]
 
 
@@ -45,7 +53,37 @@ def ece_by_severity(content: Content) -> "Figure":
     return plots.metric_against_severity(evaluations, "ece")
 
 
+def ece_boxes(content: Content) -> "Figure":
+    """Return box plots of the calibration error of some methods over the shifts of a severity, as in the paper's figure 2."""
+    from matplotlib.figure import Figure
+
+    points = shift_figures.points_of(content, "ece")
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for number, (row, label) in enumerate(_BOXES.items()):
+        severities = sorted(points[row])
+        places = [severity + 0.15 * (number - (len(_BOXES) - 1) / 2) for severity in severities]
+        boxes = axis.boxplot(
+            [points[row][severity] for severity in severities],
+            positions=places,
+            widths=0.12,
+            whis=(0, 100),
+            patch_artist=True,
+            boxprops={"facecolor": f"C{number}", "linewidth": 0.6},
+            medianprops={"color": "black"},
+            manage_ticks=False,
+        )
+        boxes["boxes"][0].set_label(label)
+    axis.set_xticks(severities, ["clean", *(f"{severity:g}" for severity in severities[1:])])
+    axis.set_xlabel("severity of shift")
+    axis.set_ylabel("expected calibration error")
+    axis.set_ylim(0)
+    axis.legend(fontsize="small", loc="upper left")
+    return figure
+
+
 FIGURES = {
+    "shift-cifar10-c-ece.png": Drawing("shift-cifar10-c-ovadia-cpu", ece_boxes, 150),
     "shift-digits-ece.png": Drawing("shift-digits", ece_by_severity, 150),
     "shift-mnist-rotation.png": Drawing("shift-mnist-rotation", mnist_shift.figure, mnist_shift.DPI),
 }
