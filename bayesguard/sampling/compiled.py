@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bayesguard.sampling.build import build_of
 from bayesguard.sampling.forward import Forward
 
 Run = Callable[..., Tensor]
@@ -58,20 +59,10 @@ def constants_of(forward: Forward) -> tuple[Any, ...]:
     """Return what a recording holds of the network and of the inputs that are no tensors.
 
     Parameters and buffers are held as objects, so that changes in place are followed; here they are told by their
-    identity and their storage's type. Of the modules' other attributes, plain values count: rates, modes, sizes.
+    identity and their storage's type.
     """
     leaves = pytree.tree_leaves((forward.inputs, forward.kwargs))
     plain = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
     tensors = [*forward.network.parameters(), *forward.network.buffers()]
     held = [(id(tensor), tensor.dtype, tensor.device) for tensor in tensors]
-    return (*plain, *held, *(item for module in forward.network.modules() for item in _attributes(module)))
-
-
-def _attributes(module: nn.Module) -> list[Any]:
-    return [(name, value) for name, value in vars(module).items() if _is_plain(value)]
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return isinstance(value, (bool, int, float, str, type(None)))
+    return (*plain, *held, *build_of(forward.network))

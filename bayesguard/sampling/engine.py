@@ -4,21 +4,31 @@ For each kind of input it finds out once which strategies give the plain loop's 
 and remembers the fastest.
 """
 
+import itertools
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayesguard.errors import BadInput
+from bayesguard.sampling.build import build_of
 from bayesguard.sampling.forward import Forward
 from bayesguard.sampling.masks import PassesDiffer
 from bayesguard.sampling.patterns import BLOCK
-from bayesguard.sampling.planning import Candidates, Plan, choose, find_candidates, warn_unshared
+from bayesguard.sampling.planning import (
+    SHARING,
+    Candidates,
+    Plan,
+    cannot_be_used,
+    choose,
+    find_candidates,
+    warn_unshared,
+)
 from bayesguard.sampling.silence import silent_dropout
 from bayesguard.sampling.strategies import Draws, Settings, Structure
 
@@ -42,6 +52,8 @@ class Sampler(Settings):
     plans: dict[Any, Plan] = field(default_factory=dict, repr=False)
     last_plan: Plan | None = field(default=None, repr=False)
     _candidates: dict[Any, Candidates] = field(default_factory=dict, repr=False)
+    _build: Any = field(default=None, repr=False)
+    _builds_itself: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.strategy not in get_args(Strategy):
@@ -64,17 +76,25 @@ class Sampler(Settings):
         Chunks end where a block of eight draws does. `chunk` is the number of draws in each, a multiple of eight;
         None to join draws until they are worth handling.
         """
+        self._follow(forward.network)
         draws = range(first, first + num_samples)
         yield from _joined(self._each(forward, draws, seed, offset), first, chunk)
 
     def once(self, forward: Forward, *, seed: int, draw: int = 0, offset: int = 0) -> Tensor:
         """Return the outputs `[N, ...]` of one draw: one function of the posterior."""
-        structure = self.structure(forward, seed)
-        with _compiled_code_runs_eagerly():
-            return Draws(self, forward, structure, seed, offset).single(draw, forward)
+        self._follow(forward.network)
+        for attempt in itertools.count():
+            make = Draws(self, forward, self._found(forward, seed).structure, seed, offset)
+            try:
+                with _compiled_code_runs_eagerly():
+                    return make.single(draw, make.forward)
+            except PassesDiffer as differ:
+                self._revise(forward, str(differ), "loop", again=attempt > 0)
+        raise AssertionError  # masks that nothing was planned for fit any pass
 
     def structure(self, forward: Forward, seed: int) -> Structure:
         """Return what is known of the random calls for this kind of input."""
+        self._follow(forward.network)
         return self._found(forward, seed).structure
 
     @property
@@ -84,20 +104,24 @@ class Sampler(Settings):
 
     def _each(self, forward: Forward, draws: Sequence[int], seed: int, offset: int) -> Iterator[Tensor]:
         """Yield what the planned strategy gives, after planning anew where the plan does not hold."""
+        strategy = "loop"
         for attempt in range(3):
             try:
-                make = Draws(self, forward, self.structure(forward, seed), seed, offset)
+                make = Draws(self, forward, self._found(forward, seed).structure, seed, offset)
                 plan = self._plan(make, len(draws))
+                strategy = plan.strategy
                 if torch.is_grad_enabled():
                     make.forget()
-                with nullcontext() if plan.strategy == "compiled" else _compiled_code_runs_eagerly():
-                    for outputs in make.run(plan.strategy, draws):
+                with nullcontext() if strategy == "compiled" else _compiled_code_runs_eagerly():
+                    for outputs in make.run(strategy, draws):
                         draws = draws[len(outputs) :]
                         yield outputs
+                if self._builds_itself:
+                    self._build = build_of(forward.network)
                 return
             except PassesDiffer as differ:
-                # A drop rate has changed since the plan was made, or the control flow follows the draw.
-                self._revise(forward, str(differ), unshared=attempt > 0)
+                # The control flow follows the numbers.
+                self._revise(forward, str(differ), strategy, again=attempt > 0)
 
     def _plan(self, make: Draws, num_samples: int) -> Plan:
         """Return the plan for this kind of input and this number of rows, made at its first use."""
@@ -119,17 +143,35 @@ class Sampler(Settings):
                 with torch.no_grad(), _compiled_code_runs_eagerly():
                     found = find_candidates(self, forward, seed, self.strategy)
                 self._candidates[forward.signature] = found
+                build = build_of(forward.network)
+                self._builds_itself |= build != self._build
+                self._build = build
             return found
 
-    def _revise(self, forward: Forward, reason: str, *, unshared: bool) -> None:
-        """Forget a plan that does not hold, or replace it by one that needs to know nothing."""
+    def _follow(self, network: nn.Module) -> None:
+        """Forget what was found out about a network that is not built as it was then."""
+        with _PLANNING:
+            build = build_of(network)
+            if build != self._build:
+                self._candidates.clear()
+                self.plans.clear()
+                self._build = build
+
+    def _revise(self, forward: Forward, reason: str, strategy: str, *, again: bool) -> None:
+        """Forget a plan that does not hold, or replace it by one that needs to know less."""
         with _PLANNING:
             old = self._candidates.pop(forward.signature)
             self.plans.clear()
-            if unshared:
+            if not again:
+                return
+            if strategy in SHARING:  # the draws are the loop's where each is a pass of its own
+                if strategy == self.strategy:
+                    raise cannot_be_used(strategy, reason)
+                revised = replace(old, untried=(), reason=reason)
+            else:
                 warn_unshared(self, reason)
-                structure = Structure(None, old.structure.calls, old.structure.own_randomness)
-                self._candidates[forward.signature] = Candidates(structure, ("loop",), reason=reason)
+                revised = Candidates(replace(old.structure, layout=None), ("loop",), reason=reason)
+            self._candidates[forward.signature] = revised
 
 
 def _joined(chunks: Iterator[Tensor], first: int, chunk: int | None) -> Iterator[Tensor]:

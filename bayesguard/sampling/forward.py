@@ -21,11 +21,19 @@ class Forward:
         inputs: Positional inputs; tensors whose first axis is that of the examples are cut with it.
         kwargs: Keyword inputs, likewise.
         select: Which part of the output to take: a key, an index or a callable.
+        copies: Every call gets copies of the inputs, for a network that changes them in place.
     """
 
     def __init__(
-        self, network: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any], select: Select = None
+        self,
+        network: nn.Module,
+        inputs: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        select: Select = None,
+        *,
+        copies: bool = False,
     ) -> None:
+        self.copies = copies
         self.network, self.inputs, self.kwargs, self.select = network, tuple(inputs), dict(kwargs), select
         self.num_rows = self._count_rows()
 
@@ -40,7 +48,8 @@ class Forward:
 
     def unchecked(self) -> Tensor:
         """Return the outputs, whatever their number of rows."""
-        return select_output(self.network(*self.inputs, **self.kwargs), self.select)
+        inputs, kwargs = self._copied() if self.copies else (self.inputs, self.kwargs)
+        return select_output(self.network(*inputs, **kwargs), self.select)
 
     @property
     def device(self) -> torch.device:
@@ -49,10 +58,12 @@ class Forward:
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What a plan depends on: types and shapes of the inputs; of their rows only whether there are 0, 1 or more."""
-        leaves = pytree.tree_leaves((self.inputs, self.kwargs))
-        shapes = [(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves if isinstance(leaf, Tensor)]
-        return (*shapes, min(self.num_rows, 2), dtype_of_autocast(self.device))
+        """What a plan depends on: types and shapes of the inputs; of their rows only whether there are 0, 1 or more.
+
+        And what else may choose another way through the network: options, and which arguments are given at all.
+        """
+        leaves, spec = pytree.tree_flatten((self.inputs, self.kwargs))
+        return (*map(_kind, leaves), spec, min(self.num_rows, 2), dtype_of_autocast(self.device))
 
     @property
     def row_leaves(self) -> tuple[bool, ...]:
@@ -67,12 +78,26 @@ class Forward:
         """Return the call on all the rows `times` over, one copy after the other."""
         return self._mapped(lambda tensor: tensor.repeat(times, *(1 for _ in tensor.shape[1:])))
 
+    def copying(self) -> "Forward":
+        """Return the same call with copies of the inputs for each time that it is made."""
+        return Forward(self.network, self.inputs, self.kwargs, self.select, copies=True)
+
+    def copied(self) -> "Forward":
+        """Return the call on one copy of the inputs, which a network may change."""
+        return Forward(self.network, *self._copied(), self.select)
+
+    def _copied(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        copied: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+            Tensor, Tensor.clone, (self.inputs, self.kwargs)
+        )
+        return copied
+
     def _mapped(self, function: Callable[[Tensor], Tensor]) -> "Forward":
         def apply(leaf: Any) -> Any:
             return function(leaf) if self._has_rows(leaf) else leaf
 
         inputs, kwargs = pytree.tree_map(apply, (self.inputs, self.kwargs))
-        return Forward(self.network, inputs, kwargs, self.select)
+        return Forward(self.network, inputs, kwargs, self.select, copies=self.copies)
 
     def _has_rows(self, leaf: Any) -> bool:
         return isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.num_rows
@@ -90,6 +115,14 @@ class Forward:
         if first.dim() == 0:
             raise BadInput("the first input has no axes; its first axis must be that of the examples")
         return first.shape[0]
+
+
+def _kind(leaf: Any) -> Any:
+    """Return what a plan depends on of one input."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape[1:], leaf.dtype, leaf.device
+    # A number is mostly one to compute with, such as a time: one plan for all of them.
+    return leaf if isinstance(leaf, (bool, str)) else type(leaf)
 
 
 def dtype_of_autocast(device: torch.device) -> torch.dtype | None:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from bayesguard.errors import BadInput
 from bayesguard.sampling.compaction import Compaction, Deferred
 from bayesguard.sampling.kernels import attention, multi_head_attention, recurrent
-from bayesguard.sampling.masks import MaskSource
+from bayesguard.sampling.masks import MaskSource, PassesDiffer
 
 Kernel = Callable[..., Any]
 Handler = Callable[..., Any]
@@ -56,6 +56,14 @@ RANDOM_CALLS = frozenset(
     )
 )
 
+# Calls that give Python a number: what it does with that holds for all rows of the batch.
+_HOST_READS = frozenset(
+    (
+        *("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__"),
+        *("equal", "allclose", "is_nonzero"),
+    )
+)
+
 
 class Intercept(TorchFunctionMode):
     """Supplies the masks of every dropout, attention and recurrent kernel called in this thread.
@@ -64,12 +72,23 @@ class Intercept(TorchFunctionMode):
         masks: Where the masks come from.
         selected: Names of the layers whose dropout is wanted; None for all.
         compaction: What to do with masks of whole channels; None to multiply with them.
+        spared: Dropout in place writes over its input, unless that lies in one of these storages; None: it never does.
+        is_whole: Whether the pass is that of one draw over all rows, so that numbers which the network reads from its
+            tensors are those that it would read in a loop.
     """
 
     def __init__(
-        self, masks: MaskSource, selected: frozenset[str] | None = None, compaction: Compaction | None = None
+        self,
+        masks: MaskSource,
+        selected: frozenset[str] | None = None,
+        compaction: Compaction | None = None,
+        *,
+        spared: frozenset[int] | None = None,
+        is_whole: bool = True,
     ) -> None:
         super().__init__()
+        self.spared, self.is_whole = spared, is_whole
+        self.drops_in_place = False
         self.masks = masks
         self.selected = selected
         self.compaction = compaction
@@ -89,13 +108,23 @@ class Intercept(TorchFunctionMode):
             result = self.compaction.call(func, args, kwargs)
             if result is not None:
                 return result
-        if getattr(func, "__name__", "") in RANDOM_CALLS:
+        name = getattr(func, "__name__", "")
+        if name in RANDOM_CALLS:
             self.own_randomness = True
+        elif name in _HOST_READS and not self.is_whole and self.masks.is_spread:
+            raise PassesDiffer("it reads numbers from its tensors, and would read others from a batch of its own")
         return func(*args, **kwargs)
 
     def once(self, compute: Callable[[], Any]) -> Any:
         """Compute what a random call needs and what no draw changes; a replayed pass has it already."""
         return compute()
+
+    def in_place(self, input: Tensor, result: Tensor) -> Tensor:
+        """Return the result of a dropout in place, written over its input where the network looks at that again."""
+        self.drops_in_place = True
+        if self.spared is None or input.untyped_storage().data_ptr() in self.spared:
+            return result
+        return input.copy_(result)
 
     def is_random(self, func: Kernel) -> bool:
         """Tell whether a call may be random, so that a recorded prefix has to end before it."""
@@ -107,11 +136,18 @@ class Intercept(TorchFunctionMode):
 
 
 def _dropout(mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
-    return _masked(mode, input, mode.masks.rate(p, module=True), input.shape)
+    result = _masked(mode, input, mode.masks.rate(p, module=True), input.shape)
+    return mode.in_place(input, result) if _is_in_place(func, flags, more) else result
 
 
 def _feature_dropout(mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
-    return _masked(mode, input, mode.masks.rate(p, module=True), _feature_shape(func, input))
+    result = _masked(mode, input, mode.masks.rate(p, module=True), _feature_shape(func, input))
+    return mode.in_place(input, result) if _is_in_place(func, flags, more) else result
+
+
+def _is_in_place(func: Kernel, flags: tuple[Any, ...], more: dict[str, Any]) -> bool:
+    """Tell whether a dropout was asked to write over its input; `flags` are `training` and `inplace`."""
+    return func.__name__.endswith("_") or bool(more.get("inplace", flags[1] if len(flags) > 1 else False))
 
 
 def _feature_shape(func: Kernel, input: Tensor) -> list[int]:
@@ -127,18 +163,20 @@ def _masked(mode: Intercept, input: Tensor, rate: float, shape: Any) -> Tensor:
         deferred = mode.compaction.dropout(input, rate, shape)
         if deferred is not None:
             return deferred
-    # Out of place always: the mask of an in-place dropout would compound in a replayed prefix.
+    # Out of place: the mask of a dropout in place would compound in a replayed prefix.
     return mode.masks.multiply(input, rate, shape)
 
 
 def _alpha_dropout(mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any) -> Tensor:
-    return _alpha_masked(mode.masks, input, mode.masks.rate(p, module=True), input.shape)
+    result = _alpha_masked(mode.masks, input, mode.masks.rate(p, module=True), input.shape)
+    return mode.in_place(input, result) if _is_in_place(func, flags, more) else result
 
 
 def _feature_alpha_dropout(
     mode: Intercept, func: Kernel, input: Tensor, p: float = 0.5, *flags: Any, **more: Any
 ) -> Tensor:
-    return _alpha_masked(mode.masks, input, mode.masks.rate(p, module=True), _feature_shape(func, input))
+    result = _alpha_masked(mode.masks, input, mode.masks.rate(p, module=True), _feature_shape(func, input))
+    return mode.in_place(input, result) if _is_in_place(func, flags, more) else result
 
 
 def _alpha_masked(masks: MaskSource, input: Tensor, rate: float, shape: Any) -> Tensor:

@@ -55,14 +55,27 @@ def attention(
     scores = scores.mul_(factor) if own else scores * factor
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    attending = None
     if attn_mask is not None:
+        attn_mask, attending = _without_empty_rows(attn_mask)
         scores = _masked_scores(scores, attn_mask, own)
     # Autocast does not see calls that write into a given tensor.
     in_place = own and scores.device.type == "cpu" and dtype_of_autocast(scores.device) is None
     weights = torch.softmax(scores, dim=-1, out=scores) if in_place else scores.softmax(dim=-1)
     del scores
     weights = masks.multiply(weights, rate, weights.shape, overwrite=own)
-    return weights @ value
+    attended = weights @ value
+    return attended if attending is None else attended.masked_fill(~attending, 0.0)
+
+
+def _without_empty_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a mask under which every query attends to something, and which queries `[..., T, 1]` really do.
+
+    A query that attends to nothing gets zeros from torch's kernels, where a softmax would be NaN.
+    """
+    is_bool = mask.dtype == torch.bool
+    attending = (mask if is_bool else mask != -math.inf).any(dim=-1, keepdim=True)
+    return mask | ~attending if is_bool else mask.masked_fill(~attending, 0.0), attending
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -23,10 +23,11 @@ class PassesDiffer(BayesguardError, RuntimeError):
 
 
 class BatchAxis(NamedTuple):
-    """Where the examples lie in one random call's tensor: `axis` has size N * `per_example`."""
+    """Where the examples lie in one random call's tensor of `dims` axes: `axis` has size N * `per_example`."""
 
     axis: int
     per_example: int
+    dims: int
 
 
 class MaskCall(NamedTuple):
@@ -57,6 +58,10 @@ class MaskSource(Protocol):
     def can_overwrite(self) -> bool:
         """Whether `multiply` can write over its input, so that work in place pays at all."""
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether the batch is spread over the draws by now, where it ever will be."""
+
     def rate(self, p: float, *, module: bool) -> float:
         """Return the drop rate to use where the network says `p`."""
 
@@ -81,6 +86,7 @@ class Masks:
         p: A drop rate that replaces the network's own.
         offset: Index of the batch's first example, which keeps per-example masks of later batches apart.
         balanced: Drop every unit equally often over each eight consecutive draws.
+        rows: Rows of the batch, once for all its draws, which calls have to agree with; None where nobody knows.
         late_rows: Rows of the batch as long as it holds the examples once for all draws: the first mask then spreads
             it over the draws.
         held: The blocks in use, shared by the passes of one run, so that each is made once.
@@ -96,10 +102,11 @@ class Masks:
         p: float | None = None,
         offset: int = 0,
         balanced: bool = True,
+        rows: int | None = None,
         late_rows: int | None = None,
         held: "dict[int, Block] | None" = None,
     ) -> None:
-        self.late_rows = late_rows
+        self.rows, self.late_rows = rows, late_rows
         self.seed, self.draws, self.layout = seed, draws, layout
         self.per_example, self.p, self.offset, self.balanced = per_example, p, offset, balanced
         self.calls: list[MaskCall] = []
@@ -108,6 +115,10 @@ class Masks:
     @property
     def can_overwrite(self) -> bool:
         return not torch.is_grad_enabled()
+
+    @property
+    def is_spread(self) -> bool:
+        return self.late_rows is None or bool(self.calls)
 
     def rate(self, p: float, *, module: bool) -> float:
         return asked_rate(self.p, p, module=module)
@@ -155,7 +166,7 @@ class Masks:
 
     def channels(self, shape: Sequence[int], rate: float, device: torch.device) -> Channels | None:
         """Return the next mask if it drops whole channels; None, with no call counted, if it does not."""
-        place, index = self._place(len(self.calls)), len(self.calls)
+        place, index = self._place(len(self.calls), shape), len(self.calls)
         call = MaskCall(tuple(shape), rate, device)
         axis = whole_channels(call, place)
         if axis is None or len(self.draws) > 1 or self.per_example:
@@ -182,7 +193,7 @@ class Masks:
 
     def _spread_over_draws(self, input: Tensor, rate: float, shape: Sequence[int]) -> Tensor | None:
         """Return a batch that still is the same for all draws under the masks of each; None if it is not any more."""
-        place = self._place(len(self.calls))
+        place = self._place(len(self.calls), shape)
         if place is None or place.per_example > 1 or shape[place.axis] != self.late_rows:
             return None
         wide = list(shape)
@@ -193,11 +204,11 @@ class Masks:
 
     def _next(self, shape: Sequence[int], rate: float, device: torch.device) -> tuple[BatchAxis | None, int]:
         index = len(self.calls)
-        place = self._place(index)
+        place = self._place(index, shape)
         self.calls.append(MaskCall(tuple(shape), rate, device))
         return place, index
 
-    def _place(self, index: int) -> BatchAxis | None:
+    def _place(self, index: int, shape: Sequence[int]) -> BatchAxis | None:
         if self.layout is None:
             return None
         if index >= len(self.layout):
@@ -205,7 +216,17 @@ class Masks:
         place = self.layout[index]
         if len(self.draws) > 1 and place is None:
             raise PassesDiffer("a random call has no axis of examples, so draws cannot share a batch")
+        if place is not None and self.rows is not None and not self._has_rows_at(place, shape):
+            raise PassesDiffer("a random call has another shape than in the pass that planned it")
         return place
+
+    def _has_rows_at(self, place: BatchAxis, shape: Sequence[int]) -> bool:
+        """Tell whether the examples lie where they are said to: another call of the network may have taken the place."""
+        assert self.rows is not None
+        if len(shape) != place.dims:
+            return False
+        size = shape[place.axis]
+        return size in (len(self.draws) * self.rows * place.per_example, (self.late_rows or -1) * place.per_example)
 
     def _block(self, draw: int, index: int, place: BatchAxis | None, call: MaskCall) -> "Block":
         shape = list(call.shape)
@@ -322,6 +343,10 @@ class ReadyMasks:
     def can_overwrite(self) -> bool:
         return False  # inside `vmap` a mask has an axis that its input need not have
 
+    @property
+    def is_spread(self) -> bool:
+        return True
+
     def rate(self, p: float, *, module: bool) -> float:
         return asked_rate(self.p, p, module=module)
 
@@ -399,4 +424,4 @@ def _batch_axis(two: tuple[int, ...], three: tuple[int, ...]) -> BatchAxis | Non
         return None
     if len(moved) > 1 or 3 * two[moved[0]] != 2 * three[moved[0]]:
         raise PassesDiffer(f"a random call has shape {two} with two rows and {three} with three")
-    return BatchAxis(moved[0], two[moved[0]] // 2)
+    return BatchAxis(moved[0], two[moved[0]] // 2, len(two))

@@ -32,13 +32,19 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def storages_of(network: nn.Module) -> frozenset[int]:
+    """Return the addresses of a network's own parameters and buffers."""
+    own = (*network.parameters(), *network.buffers())
+    return frozenset(tensor.untyped_storage().data_ptr() for tensor in own)
+
+
 class _Results(TorchDispatchMode):
     """Notes the bytes of the largest result of any operation that is no view of the network's own tensors."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.largest = 0
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+        self._own = storages_of(network)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

@@ -10,13 +10,14 @@ from torch import Tensor
 from bayesguard.errors import BadInput, RandomnessWarning
 from bayesguard.sampling.agreement import difference
 from bayesguard.sampling.choice import cost_line, memory_line, seconds_of
+from bayesguard.sampling.compaction import version_of
 from bayesguard.sampling.forward import Forward
 from bayesguard.sampling.intercept import Intercept, intercepted
 from bayesguard.sampling.masks import PassesDiffer, find_layout, whole_channels
-from bayesguard.sampling.memory import is_out_of_memory
+from bayesguard.sampling.memory import is_out_of_memory, storages_of
 from bayesguard.sampling.row_parts import plain_difference
 from bayesguard.sampling.strategies import Draws, Settings, Structure
-from bayesguard.sampling.streams import seeded_default_generators
+from bayesguard.sampling.streams import default_states, seeded_default_generators
 
 # Whether a strategy is exact shows on few rows; what it costs only on all.
 _FEW_ROWS = 4
@@ -32,6 +33,8 @@ _FIRST_OVER_LATER = 1.5
 _CLEARLY = {"replay": 1.0, "replay_parts": 1.0, "compact": 1.05, "vmap": 1.2, "fold_tail": 1.2, "fold": 1.2}
 _PLAYED = ("replay", "compact", "replay_parts")
 _FEWEST_FOR_COMPACT = 16
+# Strategies whose draws share a batch.
+SHARING = ("vmap", "fold_tail", "fold")
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,20 @@ def find_candidates(settings: Settings, forward: Forward, seed: int, asked: str)
         return Candidates(replace(structure, layout=None), ("loop",), reason=str(differ))
     if asked != "auto":
         if disagreement := disagreement_of(trial, asked, want):
-            raise BadInput(f"strategy={asked!r} cannot be used with this network: {disagreement}; use strategy='auto'")
+            raise cannot_be_used(asked, disagreement)
         return Candidates(structure, (asked,))
     found = {name: disagreement_of(trial, name, want) for name in _played(settings, forward.device, structure)}
     exact = tuple(name for name, disagreement in found.items() if not disagreement)
     shareable = structure.layout is not None and not structure.own_randomness
     reasons = [reason, *(f"{name}: {why}" for name, why in found.items() if why)]
-    untried = ("vmap", "fold_tail", "fold") if shareable else ()
+    untried = SHARING if shareable else ()
     wanted = settings.compile and shareable
     return Candidates(structure, exact or ("loop",), untried, "; ".join(filter(None, reasons)), wanted)
+
+
+def cannot_be_used(strategy: str, why: str) -> BadInput:
+    """Return the error for a strategy that was asked for and is not exact."""
+    return BadInput(f"strategy={strategy!r} cannot be used with this network: {why}; use strategy='auto'")
 
 
 def choose(draws: Draws, candidates: Candidates, num_samples: int) -> Plan:
@@ -145,7 +153,8 @@ def _played(settings: Settings, device: torch.device, structure: Structure) -> t
         whole_channels(call, place) is not None for call, place in zip(structure.calls, places, strict=False)
     )
     # Picking kept channels out needs their indices on the host, which a GPU would have to be waited for.
-    compacts = drops_channels and not settings.per_example and not structure.own_randomness and device.type == "cpu"
+    is_plain = not (settings.per_example or structure.own_randomness or structure.looks_behind_dropout)
+    compacts = drops_channels and is_plain and device.type == "cpu"
     return ("replay", "compact") if compacts else ("replay",)
 
 
@@ -262,20 +271,53 @@ def _probe(settings: Settings, forward: Forward, seed: int) -> tuple[Structure, 
     """Run the network on the first row twice and three times over, and compare its random calls."""
     if forward.num_rows == 0:
         return Structure(None, (), False), "no examples"
-    passes = []
-    for copies in (2, 3):
-        index = torch.zeros(copies, dtype=torch.long, device=forward.device)
-        masks = settings.masks(seed, [0])
-        mode = Intercept(masks, settings.selected)
-        with seeded_default_generators(forward.device, seed, 0), intercepted(mode):
-            forward.rows(index)()
-        passes.append(masks.calls)
-    calls = tuple(passes[0])
+    two, three = (_TrialPass(settings, forward, seed, copies) for copies in (2, 3))
+    looks = two.drops_in_place and _looks_behind_dropout(settings, forward, seed)
+    found = Structure(
+        None,
+        tuple(two.calls),
+        three.own_randomness,
+        overwrites_inputs=two.overwrites_inputs or looks,
+        looks_behind_dropout=looks,
+    )
     try:
-        return Structure(find_layout(*passes), calls, mode.own_randomness), ""
+        return replace(found, layout=find_layout(two.calls, three.calls)), ""
     except PassesDiffer as differ:
         warn_unshared(settings, str(differ))
-        return Structure(None, calls, mode.own_randomness), str(differ)
+        return found, str(differ)
+
+
+class _TrialPass:
+    """What one pass over copies of the first row shows."""
+
+    def __init__(
+        self, settings: Settings, forward: Forward, seed: int, copies: int, spared: frozenset[int] | None = None
+    ) -> None:
+        index = torch.zeros(copies, dtype=torch.long, device=forward.device)
+        given = forward.rows(index)
+        own = given.copied()
+        masks = settings.masks(seed, [0])
+        mode = Intercept(masks, settings.selected, spared=spared)
+        with seeded_default_generators(forward.device, seed, 0):
+            before = default_states(forward.device)
+            with intercepted(mode):
+                self.outputs = own()
+            drew = not all(map(torch.equal, before, default_states(forward.device)))
+        self.calls, self.drops_in_place = masks.calls, mode.drops_in_place
+        # Not every random call is known by its name.
+        self.own_randomness = mode.own_randomness or drew
+        pairs = zip(given.tensors(), own.tensors(), strict=True)
+        self.overwrites_inputs = any(version_of(now) or not torch.equal(then, now) for then, now in pairs)
+
+
+def _looks_behind_dropout(settings: Settings, forward: Forward, seed: int) -> bool:
+    """Tell whether it matters that a dropout in place writes over its input: whether that is looked at again."""
+    plain = _TrialPass(settings, forward, seed, 2)
+    try:
+        in_place = _TrialPass(settings, forward, seed, 2, spared=storages_of(forward.network))
+    except RuntimeError:  # over what cannot be written, as in training
+        return False
+    return bool(difference(in_place.outputs, plain.outputs))
 
 
 def warn_unshared(settings: Settings, reason: str) -> None:

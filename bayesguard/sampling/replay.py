@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bayesguard.sampling.compaction import Compaction, version_of
+from bayesguard.sampling.forward import Forward
 from bayesguard.sampling.intercept import Intercept, Kernel
 from bayesguard.sampling.masks import MaskSource, PassesDiffer
 
@@ -34,6 +35,8 @@ class Tape:
         self.calls: list[tuple[Kernel, Any]] = []
         self.complete = False
         self.head: Any = None
+        # The inputs of all its passes; None as long as there are none.
+        self.forward: Forward | None = None
         self._kept: list[tuple[Tensor, int]] = []
 
     def record(self, func: Kernel, result: Any) -> None:
@@ -46,6 +49,8 @@ class Tape:
     def close(self) -> None:
         """End the prefix: keep the results that are still alive, and note their versions."""
         self.calls = [(func, self._settle(*noted)) for func, noted in self.calls]
+        if self.forward is not None:
+            self._kept.extend((tensor, version_of(tensor)) for tensor in self.forward.tensors())
         self.complete = True
 
     def _settle(self, watched: list[Any], shapes: list[_Dead | None], spec: Any) -> tuple[list[Any], Any]:
@@ -86,9 +91,14 @@ class _OnTape(Intercept):
     """A pass that shares its prefix with others through a tape."""
 
     def __init__(
-        self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None, compaction: Compaction | None
+        self,
+        masks: MaskSource,
+        tape: Tape,
+        selected: frozenset[str] | None,
+        compaction: Compaction | None,
+        **more: Any,
     ) -> None:
-        super().__init__(masks, selected, compaction)
+        super().__init__(masks, selected, compaction, **more)
         self.tape = tape
         self._at_first = False
 
@@ -125,9 +135,14 @@ class Player(_OnTape):
     """A later pass: the prefix comes from the tape, the rest is computed."""
 
     def __init__(
-        self, masks: MaskSource, tape: Tape, selected: frozenset[str] | None, compaction: Compaction | None
+        self,
+        masks: MaskSource,
+        tape: Tape,
+        selected: frozenset[str] | None,
+        compaction: Compaction | None,
+        **more: Any,
     ) -> None:
-        super().__init__(masks, tape, selected, compaction)
+        super().__init__(masks, tape, selected, compaction, **more)
         self.position = 0
         self.in_prefix = True
 

@@ -38,7 +38,7 @@ def silent_dropout(forward: Forward, seed: int, masks: Masks) -> list[str]:
         hooks = [hook for name, module in layers for hook in watch(name, module)]
         try:
             with torch.no_grad(), intercepted(Intercept(masks)):
-                forward.rows(slice(0, 2))()
+                forward.rows(slice(0, 2)).copied()()
         finally:
             for hook in hooks:
                 hook.remove()

@@ -20,7 +20,7 @@ from bayesguard.sampling.compiled import Graph, compile_pass, constants_of, grap
 from bayesguard.sampling.forward import Forward
 from bayesguard.sampling.intercept import Intercept, intercepted
 from bayesguard.sampling.masks import BatchAxis, Block, MaskCall, Masks, MaskSource, PassesDiffer, ReadyMasks
-from bayesguard.sampling.memory import free_memory, is_out_of_memory, release_memory
+from bayesguard.sampling.memory import free_memory, is_out_of_memory, release_memory, storages_of
 from bayesguard.sampling.patterns import BLOCK
 from bayesguard.sampling.replay import Player, Recorder, Tape
 from bayesguard.sampling.row_parts import drawn_in_parts, rows_of_a_part
@@ -74,6 +74,8 @@ class Structure:
     layout: tuple[BatchAxis | None, ...] | None
     calls: tuple[MaskCall, ...]
     own_randomness: bool
+    overwrites_inputs: bool = False  # every pass then needs inputs of its own
+    looks_behind_dropout: bool = False  # at what a dropout in place has written over, as in training
 
     @property
     def is_random(self) -> bool:
@@ -85,8 +87,11 @@ class Draws:
     """The draws of one network on one input; each strategy yields outputs `[s, N, ...]` of consecutive draws."""
 
     def __init__(self, settings: Settings, forward: Forward, structure: Structure, seed: int, offset: int) -> None:
-        self.settings, self.forward, self.structure = settings, forward, structure
+        self.settings, self.structure = settings, structure
+        self.forward = forward.copying() if structure.overwrites_inputs else forward
         self.seed, self.offset = seed, offset
+        self._is_part = False
+        self._spared = storages_of(forward.network) if structure.looks_behind_dropout else None
         self.tape = Tape()
         self.calls: Sequence[MaskCall] = ()
         self._row_parts: list[Draws] = []
@@ -113,7 +118,8 @@ class Draws:
 
     def single(self, draw: int, forward: Forward) -> Tensor:
         """Return one whole pass: outputs `[N, ...]`."""
-        return self._pass(Intercept(self._masks([draw]), self.settings.selected), draw, forward)
+        masks = self._masks([draw], rows=forward.num_rows)
+        return self._pass(self._intercept(masks, is_whole=forward is self.forward), draw, forward)
 
     def loop(self, draws: Sequence[int]) -> Iterator[Tensor]:
         for draw in draws:
@@ -136,6 +142,7 @@ class Draws:
             for part in self._parts(size):
                 draws = Draws(self.settings, part, self.structure, self.seed, self.offset)
                 draws._held = self._held  # the masks are the same for all rows
+                draws._is_part = True
                 self._row_parts.append(draws)
         return self._row_parts
 
@@ -144,9 +151,9 @@ class Draws:
 
     def fold(self, draws: Sequence[int]) -> Iterator[Tensor]:
         def group(part: Sequence[int]) -> Tensor:
-            mode = Intercept(self._masks(part), self.settings.selected)
+            mode = self._intercept(self._masks(part), is_whole=len(part) == 1)
             outputs = self._pass(mode, part[0], self.forward.repeated(len(part)))
-            if mode.own_randomness:
+            if mode.own_randomness or self.structure.own_randomness:
                 raise PassesDiffer("the network makes random calls of its own, which follow one stream a draw")
             return outputs.unflatten(0, (len(part), -1))
 
@@ -156,9 +163,11 @@ class Draws:
         rows = self.forward.num_rows
 
         def group(part: Sequence[int]) -> Tensor:
-            mode = Intercept(self._masks(part, late_rows=rows if len(part) > 1 else None), self.settings.selected)
+            masks = self._masks(part, late_rows=rows if len(part) > 1 else None)
+            mode = self._intercept(masks, is_whole=len(part) == 1)
             outputs = self._pass(mode, part[0], self.forward.unchecked)
-            if mode.own_randomness or outputs.shape[:1] != (len(part) * rows,):
+            random = mode.own_randomness or self.structure.own_randomness
+            if random or outputs.shape[:1] != (len(part) * rows,):
                 raise PassesDiffer("what it computes before its first random call does not go with folded draws")
             return outputs.unflatten(0, (len(part), -1))
 
@@ -178,9 +187,10 @@ class Draws:
             keeps = self._keeps(full, calls)
             key = (self.forward.signature, self.forward.num_rows, len(full))
             graph = self.settings.graphs.get(key)
-            if graph is None or graph.constants != constants_of(self.forward):
+            forward = self.forward.copied() if self.forward.copies else self.forward
+            if graph is None or graph.constants != constants_of(forward):
                 graph = self.settings.graphs[key] = compile_pass(self.forward, keeps, self._vmapped)
-            return graph.run(graph_inputs(self.forward, keeps))[: len(part)]
+            return graph.run(graph_inputs(forward, keeps))[: len(part)]
 
         return self._grouped(draws, group, largest=_COMPILED_GROUP)
 
@@ -197,17 +207,21 @@ class Draws:
 
         def one(*own: Tensor) -> Tensor:
             source: MaskSource = ReadyMasks(own, calls, layout, self.settings.p)
-            with intercepted(Intercept(source, self.settings.selected)):
+            with intercepted(self._intercept(source)):
                 return forward()
 
         return torch.vmap(one, randomness="different")(*keeps)
 
-    def _masks(self, draws: Sequence[int], *, late_rows: int | None = None) -> Masks:
+    def _masks(self, draws: Sequence[int], *, rows: int | None = None, late_rows: int | None = None) -> Masks:
+        rows = self.forward.num_rows if rows is None else rows
         masks = self.settings.masks(
-            self.seed, draws, self.structure.layout, self.offset, late_rows=late_rows, held=self._held
+            self.seed, draws, self.structure.layout, self.offset, rows=rows, late_rows=late_rows, held=self._held
         )
         self.calls = masks.calls
         return masks
+
+    def _intercept(self, masks: MaskSource, *, is_whole: bool = True) -> Intercept:
+        return Intercept(masks, self.settings.selected, spared=self._spared, is_whole=is_whole and not self._is_part)
 
     def _pass(self, mode: Intercept, draw: int, call: Callable[[], Tensor]) -> Tensor:
         """Make one pass under `mode`; a network's own random calls draw from a stream of the draw's."""
@@ -225,9 +239,12 @@ class Draws:
                 parts = [self.single(draw, part) for part in self._parts(rows)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
             except RuntimeError as error:
+                if isinstance(error, PassesDiffer) and rows < self.forward.num_rows:
+                    raise self._does_not_fit() from error
                 if not is_out_of_memory(error) or rows <= 1:
                     raise
-                self._check_cutting(error)
+                if self.settings.per_example or self.structure.layout is None:
+                    raise self._does_not_fit() from error
                 rows = -(-rows // 2)
             release_memory()
 
@@ -237,12 +254,11 @@ class Draws:
             return [self.forward]
         return [self.forward.rows(slice(start, start + rows)) for start in range(0, total, rows)]
 
-    def _check_cutting(self, error: RuntimeError) -> None:
-        if self.settings.per_example or self.structure.layout is None:
-            raise BadInput(
-                f"the batch of {self.forward.num_rows} examples does not fit into memory, and its masks do not allow "
-                "cutting it; pass smaller batches"
-            ) from error
+    def _does_not_fit(self) -> BadInput:
+        return BadInput(
+            f"the batch of {self.forward.num_rows} examples does not fit into memory, and its masks do not allow "
+            "cutting it; pass smaller batches"
+        )
 
     def _replayed(self, draws: Sequence[int], *, compact: bool) -> Iterator[Tensor]:
         for number, draw in enumerate(draws):
@@ -252,9 +268,11 @@ class Draws:
                 return
             mode = Player if self.tape.complete else Recorder
             masks = self._masks([draw])
-            compaction = Compaction(masks, self._products) if compact else None
+            compaction = Compaction(masks, self._products) if compact and self._spared is None else None
+            more = {"spared": self._spared, "is_whole": not self._is_part}
             try:
-                output = self._pass(mode(masks, self.tape, self.settings.selected, compaction), draw, self.forward)
+                player = mode(masks, self.tape, self.settings.selected, compaction, **more)
+                output = self._pass(player, draw, self._for_tape())
                 output = output.value() if isinstance(output, Deferred) else output
             except RuntimeError as error:
                 if not isinstance(error, PassesDiffer) and not is_out_of_memory(error):
@@ -262,6 +280,14 @@ class Draws:
                 yield from self.loop(draws[number:])
                 return
             yield output.unsqueeze(0)
+
+    def _for_tape(self) -> Forward:
+        """Return the call whose inputs all passes share: one that overwrites them does so in its recorded prefix."""
+        if not self.forward.copies:
+            return self.forward
+        if self.tape.forward is None:
+            self.tape.forward = self.forward.copied()
+        return self.tape.forward
 
     def _calls_with_rows(self) -> list[MaskCall]:
         """The planned calls with the sizes that this batch gives them."""

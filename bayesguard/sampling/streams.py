@@ -22,6 +22,12 @@ def stream(device: torch.device | str, seed: int, *path: int | str) -> torch.Gen
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *path))
 
 
+def default_states(device: torch.device) -> list[torch.Tensor]:
+    """Return the states of the default generators that code on `device` may draw from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
 @contextmanager
 def seeded_default_generators(device: torch.device, seed: int, *path: int | str) -> Iterator[None]:
     """Run a block on default generators seeded for one place, and give the caller's states back.

@@ -9,12 +9,12 @@ from bayesguard.sampling.masks import BatchAxis, Masks
 
 
 def dropped_out(values: Tensor, *, per_example: bool = True, rate: float = 0.5, draw: int = 3) -> Tensor:
-    made = Masks(0, [draw], [BatchAxis(0, 1)], per_example=per_example)
+    made = Masks(0, [draw], [BatchAxis(0, 1, values.dim())], per_example=per_example)
     return made.multiply(values, rate, values.shape)
 
 
 def kept(values: Tensor, rate: float = 0.5, draw: int = 3) -> Tensor:
-    made = Masks(0, [draw], [BatchAxis(0, 1)], per_example=True)
+    made = Masks(0, [draw], [BatchAxis(0, 1, values.dim())], per_example=True)
     return made.keep(values.shape, rate, values.device)
 
 
