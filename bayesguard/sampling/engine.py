@@ -4,7 +4,6 @@ For each kind of input it finds out once which strategies give the plain loop's 
 and remembers the fastest.
 """
 
-import itertools
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -83,14 +82,15 @@ class Sampler(Settings):
     def once(self, forward: Forward, *, seed: int, draw: int = 0, offset: int = 0) -> Tensor:
         """Return the outputs `[N, ...]` of one draw: one function of the posterior."""
         self._follow(forward.network)
-        for attempt in itertools.count():
+        again = False
+        while True:  # ends, since masks that nothing was planned for fit any pass
             make = Draws(self, forward, self._found(forward, seed).structure, seed, offset)
             try:
                 with _compiled_code_runs_eagerly():
                     return make.single(draw, make.forward)
             except PassesDiffer as differ:
-                self._revise(forward, str(differ), "loop", again=attempt > 0)
-        raise AssertionError  # masks that nothing was planned for fit any pass
+                self._revise(forward, str(differ), "loop", again=again)
+                again = True
 
     def structure(self, forward: Forward, seed: int) -> Structure:
         """Return what is known of the random calls for this kind of input."""
@@ -104,8 +104,8 @@ class Sampler(Settings):
 
     def _each(self, forward: Forward, draws: Sequence[int], seed: int, offset: int) -> Iterator[Tensor]:
         """Yield what the planned strategy gives, after planning anew where the plan does not hold."""
-        strategy = "loop"
-        for attempt in range(3):
+        strategy, again = "loop", False
+        while True:  # ends, as in `once`
             try:
                 make = Draws(self, forward, self._found(forward, seed).structure, seed, offset)
                 plan = self._plan(make, len(draws))
@@ -121,7 +121,8 @@ class Sampler(Settings):
                 return
             except PassesDiffer as differ:
                 # The control flow follows the numbers.
-                self._revise(forward, str(differ), strategy, again=attempt > 0)
+                self._revise(forward, str(differ), strategy, again=again)
+                again = True
 
     def _plan(self, make: Draws, num_samples: int) -> Plan:
         """Return the plan for this kind of input and this number of rows, made at its first use."""
@@ -160,9 +161,9 @@ class Sampler(Settings):
     def _revise(self, forward: Forward, reason: str, strategy: str, *, again: bool) -> None:
         """Forget a plan that does not hold, or replace it by one that needs to know less."""
         with _PLANNING:
-            old = self._candidates.pop(forward.signature)
+            old = self._candidates.pop(forward.signature, None)
             self.plans.clear()
-            if not again:
+            if old is None or not again:
                 return
             if strategy in SHARING:  # the draws are the loop's where each is a pass of its own
                 if strategy == self.strategy:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.errors import BadInput
+from bayesguard.errors import BadInput, RandomnessWarning
 
 WIDTH, ROWS = 8, 5
 WAYS = ("loop", "replay", "compact", "vmap", "fold", "fold_tail", "auto")
@@ -220,3 +220,18 @@ def test_a_number_that_the_network_reads_is_that_of_one_draw(way: str) -> None:
         assert way in ("vmap", "fold", "fold_tail")
     else:
         assert torch.allclose(got, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["loop", "replay", "auto"])
+def test_no_draw_is_lost_where_plan_after_plan_fails(way: str) -> None:
+    """Its dropout has the examples along one axis or the other, as a number of the draw itself says."""
+
+    def between(hidden: Tensor, drop: nn.Module) -> Tensor:
+        hidden = network_dropout(hidden, drop)
+        turned = hidden.transpose(0, 1) if hidden[0, 0, 0].item() > 0 else hidden
+        return F.dropout(turned, 0.5, drop.training).reshape(hidden.shape).mean(1)
+
+    with pytest.warns(RandomnessWarning):
+        draws = drawn(Network(between), inputs(ROWS, 4), way)
+    assert draws.shape == (11, ROWS, 3)
+    assert draws.std(0).min() > 1e-3
