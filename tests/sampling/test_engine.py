@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, RandomnessWarning
-from bayesguard.sampling import Forward, Sampler, planning
+from bayesguard.sampling import Forward, Sampler, engine, planning
 from bayesguard.sampling.engine import _joined
+from bayesguard.sampling.masks import PassesDiffer
 from bayesguard.sampling.strategies import Draws
 from tests.networks import Attention, Recurrent, Residual, Transformer, mlp
 
@@ -266,6 +267,30 @@ def test_control_flow_that_follows_the_draw_still_works() -> None:
     with pytest.warns(RandomnessWarning, match="every example gets its own"):
         outputs = draws(Branches(), (torch.randn(5, 8),), "auto", 20)
     assert outputs.shape == (20, 5, 8)
+
+
+def test_no_draw_is_lost_where_plan_after_plan_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two plans that share a batch, then one of single passes: after the last the masks are planned for nothing."""
+    tried: list[str] = []
+
+    def run(self: Draws, strategy: str, numbers: Sequence[int]) -> Any:
+        if self.structure.layout is not None:
+            raise PassesDiffer("nothing fits")
+        return originally(self, strategy, numbers)
+
+    def planned(made_of: Draws, candidates: planning.Candidates, number: int) -> planning.Plan:
+        tried.append("fold" if candidates.untried else "loop")
+        return planning.Plan(tried[-1], "", candidates.structure)
+
+    originally = Draws.run
+    monkeypatch.setattr(Draws, "run", run)
+    monkeypatch.setattr(engine, "choose", planned)
+    with torch.no_grad(), pytest.warns(RandomnessWarning, match="nothing fits"):
+        found = list(
+            Sampler().chunks(Forward(mlp(nn.Dropout(0.5)).eval(), (torch.ones(3, 8),), {}), num_samples=5, seed=0)
+        )
+    assert tried == ["fold", "fold", "loop", "loop"]
+    assert torch.cat(found).shape[:2] == (5, 3)
 
 
 def test_a_changed_rate_is_noticed() -> None:
