@@ -119,6 +119,8 @@ class DeepEnsemble(Predictor):
             likelihood: As for the class.
             options: As for the class.
         """
+        if isinstance(paths, (str, Path)):
+            raise BadType(f"paths must be a list of files, one a member, got {str(paths)!r}; write [{str(paths)!r}]")
         return cls([_load_member(path, network) for path in paths], likelihood, **options)
 
     @property
@@ -285,7 +287,13 @@ def _make_networks(members: Members, num_members: int, seed: int) -> list[nn.Mod
 def _make_network(factory: Callable[[int], nn.Module], seed: int) -> nn.Module:
     # Most factories initialise from torch's default generator and ignore the seed that they are given.
     with seeded_default_generators(torch.device("cpu"), seed):
-        return factory(seed)
+        try:
+            return factory(seed)
+        except TypeError as error:
+            # Only of the call itself: an error from within has a frame more.
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+            raise BadType(f"members must be a factory that takes a seed, as `lambda seed: make()`: {error}") from error
 
 
 def _wrap(network: nn.Module, likelihood: Likelihood | None, options: Options, index: int) -> Predictor:
