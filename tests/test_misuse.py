@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bayesguard as bg
 from bayesguard import calibration, likelihoods, report
 from bayesguard.cli import main
-from bayesguard.errors import BadInput, BadType, UnsupportedNetwork
+from bayesguard.errors import BadFile, BadInput, BadType, UnsupportedNetwork
 from bayesguard.results import combined_table
 
 X, Y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
@@ -172,6 +173,16 @@ def test_an_error_of_a_network_itself_stays_as_it_is() -> None:
 
     with pytest.raises(RuntimeError, match=r"^wrong type of day"):
         bg.Deterministic(Fails())(X)
+
+
+def test_damaged_and_foreign_members_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "member.safetensors"
+    save_file(network().state_dict(), path)
+    with pytest.raises(BadFile, match=r"member\.safetensors' belongs to another network"):
+        bg.DeepEnsemble.from_checkpoints([path], network(5))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(BadFile, match=r"member\.safetensors' is damaged"):
+        bg.DeepEnsemble.from_checkpoints([path], network())
 
 
 def test_lists_of_inputs_stay_batches() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bayesguard.adversarial import adversarial_loss
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, bootstrap
-from bayesguard.errors import BadInput, BadType
+from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, Likelihood, Poisson, StudentT
 from bayesguard.looks import with_one_look
 from bayesguard.posteriors.deterministic import Deterministic
@@ -118,6 +118,9 @@ class DeepEnsemble(Predictor):
             network: The architecture, or a factory of it.
             likelihood: As for the class.
             options: As for the class.
+
+        Raises:
+            BadFile: A file that is damaged, or of another network.
         """
         if isinstance(paths, (str, Path)):
             raise BadType(f"paths must be a list of files, one a member, got {str(paths)!r}; write [{str(paths)!r}]")
@@ -342,6 +345,7 @@ def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def _load_member(path: str | Path, network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
@@ -351,5 +355,10 @@ def _load_member(path: str | Path, network: nn.Module | Callable[[], nn.Module])
             "yourself and save the state dict with safetensors.torch.save_file"
         )
     fresh = deepcopy(network) if isinstance(network, nn.Module) else network()
-    fresh.load_state_dict(load_file(path))
+    try:
+        fresh.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise BadFile(f"checkpoint {str(path)!r} is damaged or not of safetensors: {error}") from error
+    except RuntimeError as error:
+        raise BadFile(f"checkpoint {str(path)!r} belongs to another network: {error}") from error
     return fresh
