@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bayesguard.checks import check_writable
 from bayesguard.errors import BadFile, BadType
 
 FORMAT_VERSION = 1
@@ -38,6 +39,7 @@ def save_tree(path: str | os.PathLike[str], tree: Any, *, kind: str) -> None:
         ...     load_tree(f"{folder}/state", kind="example")
         {3: (tensor([1., 1.]), None)}
     """
+    check_writable(os.path.realpath(path))
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_encode(tree, "", tensors))
     metadata = {"format": "bayesguard", "version": str(FORMAT_VERSION), "kind": kind, "structure": structure}

@@ -1,6 +1,9 @@
 """Checks of what users hand in: bad input gets an error that names it, and never becomes a number."""
 
+import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +22,24 @@ def as_tensor(value: object, name: str) -> Tensor:
         return value
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
-            raise BadType(f"{name} must hold numbers, got an array of dtype {value.dtype}")
+            way = _to_numbers(value.dtype.kind)
+            raise BadType(f"{name} must hold numbers, got an array of dtype {value.dtype}{way}")
         # Read-only memory would make torch warn, and a negative stride is refused: both need a copy.
         return torch.from_numpy(np.array(value, order="C", copy=not value.flags.writeable or None))
     if isinstance(value, (int, float, Sequence)) and not isinstance(value, (str, bytes)):
-        return torch.as_tensor(value)
-    raise BadType(f"{name} must be a tensor or a NumPy array, got {type(value).__name__}")
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise BadType(f"{name} must hold numbers, in rows of one length; torch says: {error}") from error
+    way = "; convert it, as by .to_numpy()" if hasattr(value, "to_numpy") else ""
+    raise BadType(f"{name} must be a tensor or a NumPy array, got {type(value).__name__}{way}")
+
+
+def _to_numbers(kind: str) -> str:
+    """Say how an array of such a kind becomes one of numbers."""
+    if kind in "US":
+        return "; names of classes become numbers by numpy.unique(names, return_inverse=True)[1]"
+    return "; convert it, as by .astype(float) or .astype(int)" if kind == "O" else ""
 
 
 def bad_row(bad: Tensor) -> int:
@@ -48,10 +63,17 @@ def check_finite(value: Tensor, name: str, *, allow_negative_infinity: bool = Fa
 
 def check_labels(targets: Tensor, shape: Sequence[int], num_classes: int, name: str = "targets") -> Tensor:
     """Return integer class labels as int64 after checking dtype, shape and range."""
+    one_hot = tuple(targets.shape) == (*shape, num_classes)
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        way = "targets.argmax(-1) for one-hot or soft targets" if one_hot else "targets.long() for class numbers"
         raise BadType(
-            f"{name} must be integer class labels, got dtype {targets.dtype}; "
-            "for one-hot or soft targets pass the class index: targets.argmax(-1)"
+            f"{name} must be integer class labels, got dtype {targets.dtype}; pass {way}; targets that are real numbers "
+            "need a likelihood of their own, as likelihoods.Gaussian()"
+        )
+    if one_hot:
+        raise BadInput(
+            f"{name} has shape {tuple(targets.shape)}, but {tuple(shape)} is needed; for one-hot targets pass the class "
+            "index: targets.argmax(-1)"
         )
     check_shape(targets, shape, name)
     # int8 and uint8 would overflow in the comparison with a large class count.
@@ -61,10 +83,10 @@ def check_labels(targets: Tensor, shape: Sequence[int], num_classes: int, name: 
         bad = (labels < 0) | (labels >= num_classes)
         row = bad_row(bad)
         value = int(labels.reshape(labels.shape[0], -1)[row][bad.reshape(labels.shape[0], -1)[row]][0])
-        raise BadInput(
-            f"{name} has label {value} in row {row}; labels must be in 0..{num_classes - 1}. "
-            "Drop rows that are to be ignored before the call"
-        )
+        way = "Drop rows that are to be ignored before the call"
+        if low == 1 and high == num_classes:
+            way = "If labels start at 1, subtract 1 from all"
+        raise BadInput(f"{name} has label {value} in row {row}; labels must be in 0..{num_classes - 1}. {way}")
     return labels
 
 
@@ -73,15 +95,49 @@ def check_shape(value: Tensor, shape: Sequence[int], name: str) -> None:
     if tuple(value.shape) != tuple(shape):
         raise BadInput(
             f"{name} has shape {tuple(value.shape)}, but {tuple(shape)} is needed; "
-            "shapes must match exactly, nothing is broadcast"
+            f"shapes must match exactly, nothing is broadcast{to_shape(value.shape, shape, name)}"
         )
 
 
+def to_shape(given: Sequence[int], needed: Sequence[int], name: str) -> str:
+    """Say how one shape becomes another where an axis of length one is all they differ in; nothing otherwise."""
+    if (*needed, 1) == tuple(given):
+        return f": pass {name}.squeeze(-1)"
+    return f": pass {name}.unsqueeze(-1)" if (*given, 1) == tuple(needed) else ""
+
+
 def check_level(value: float, name: str) -> float:
-    """Return a probability strictly between 0 and 1, or raise BadInput."""
-    if not 0.0 < float(value) < 1.0:
+    """Return a probability strictly between 0 and 1, or raise."""
+    level = check_number(value, name)
+    if not 0.0 < level < 1.0:
         raise BadInput(f"{name} must be strictly between 0 and 1, got {value}")
+    return level
+
+
+def check_positive(value: float, name: str) -> float:
+    """Return a positive finite number, or raise."""
+    number = check_number(value, name)
+    if not 0.0 < number < math.inf:
+        raise BadInput(f"{name} must be a positive number, got {value}")
+    return number
+
+
+def check_number(value: object, name: str) -> float:
+    """Return a number, or raise: what float() makes of text or of True is seldom what was meant."""
+    if isinstance(value, Tensor) and value.numel() == 1 and value.dtype != torch.bool:
+        return float(value)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise BadType(f"{name} must be a number, got {type(value).__name__}")
     return float(value)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise where a file cannot be written, for want of its folder or because it is one: before the work, not after it."""
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; name a file")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}; make it first")
 
 
 def check_count(value: int, name: str, *, minimum: int = 1) -> int:

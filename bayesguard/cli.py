@@ -13,6 +13,7 @@ import typer
 
 import bayesguard as bg
 from bayesguard.benchmarks.commands import benchmark
+from bayesguard.checks import check_writable
 from bayesguard.errors import BadInput, BayesguardError
 
 app = typer.Typer(
@@ -81,6 +82,9 @@ def evaluate(
     from bayesguard.tables import read_predictions
 
     limits = [_limit(text) for text in fail_if or []]
+    for path in (html, json):
+        if path is not None:
+            check_writable(path)
     predictive, truth, labels = read_predictions(predictions, targets, groups)
     chosen = metric or [spec.name for spec in specs_for(predictive)]
     names = list(dict.fromkeys([*chosen, *(name for name, _, _ in limits)]))

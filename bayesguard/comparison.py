@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayesguard.checks import check_count, check_level
 from bayesguard.data import is_one_shot
-from bayesguard.errors import BadInput
+from bayesguard.errors import BadInput, BadType
 from bayesguard.evaluation import check_order, check_same_targets, predictions
 from bayesguard.grouping import cluster_index
 from bayesguard.metrics.bootstrap import bootstrap_weights, critical_value, largest, standardised
@@ -127,6 +127,8 @@ def compare(
     """
     check_level(confidence_level, "confidence_level")
     check_count(seed, "seed", minimum=0)
+    if not isinstance(predictors, Mapping):
+        raise BadType(f'predictors must be a mapping, as {{"a": first, "b": second}}, got {type(predictors).__name__}')
     names = list(predictors)
     if len(names) < 2:
         raise BadInput(f"predictors has {len(names)} entries; a comparison needs two at least")

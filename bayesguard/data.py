@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Subset
 
 from bayesguard.checks import Array, as_tensor, check_count
 from bayesguard.errors import BadInput, BadType
@@ -68,14 +68,23 @@ def batches(
     size = check_count(256 if batch_size is None else batch_size, "batch_size")
     if (arrays := _arrays_of(data)) is not None:
         stream = _slices(arrays, size, shuffle_generator)
-    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)):
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, Mapping)) and not hasattr(data, "to_numpy"):
         stream = iter(data)
     else:
         raise BadType(
             f"data must be a DataLoader, an iterable of batches, or a pair (inputs, targets) of arrays, "
-            f"got {type(data).__name__}"
+            f"got {type(data).__name__}{_to_data(data)}"
         )
     return _parsed(stream, data, input_key, target_key, numpy_dtype)
+
+
+def _to_data(data: object) -> str:
+    """Say how something becomes data, where that is known."""
+    if hasattr(data, "to_numpy"):
+        return "; convert it, as by .to_numpy()"
+    if isinstance(data, Dataset):
+        return "; wrap it, as by torch.utils.data.DataLoader(dataset, batch_size=256)"
+    return "; keyword inputs go with their targets, as ({...}, targets)" if isinstance(data, Mapping) else ""
 
 
 def is_one_shot(data: Data) -> bool:
@@ -223,6 +232,11 @@ def _arrays_of(data: Data) -> _Arrays | None:
             f"the targets of a pair (inputs, targets) must be an array, got {type(data[1]).__name__}; "
             "convert them, as by numpy.asarray"
         )
+    elif isinstance(data, tuple) and len(data) > 2 and all(map(_is_array, data)):
+        raise BadInput(
+            f"data is a tuple of {len(data)} arrays; a pair (inputs, targets) is needed: several inputs go together, as "
+            "((first, second), targets). Batches of inputs go into a list"
+        )
     else:
         return None
     shapes = [tuple(array.shape) for array in leaves(tree)]
@@ -302,6 +316,10 @@ def _split(item: Any, name: str, input_key: str | None, target_key: str | None) 
         item = (item,)
     if not isinstance(item, (tuple, list)):
         raise BadType(f"{name} is of type {type(item).__name__}; a batch is (inputs, targets), a mapping or a tensor")
+    if item and all(isinstance(value, (int, float)) for value in item):
+        raise BadType(
+            f"{name} is a {type(item).__name__} of numbers; pass rows as one array, as by numpy.asarray(data)"
+        )
     if len(item) not in (1, 2):
         raise BadInput(
             f"{name} has {len(item)} parts; a batch is (inputs, targets): "
@@ -335,7 +353,10 @@ def _check_rows(batch: Batch, name: str) -> None:
     if batch.targets is None:
         return
     if not batch.targets.dim():
-        raise BadInput(f"targets of {name} have no row axis; a batch of one has targets of shape (1,)")
+        raise BadInput(
+            f"targets of {name} have no row axis; a batch of one has targets of shape (1,). Single examples become batches "
+            "by torch.utils.data.DataLoader(data, batch_size=256)"
+        )
     tensors = [value for value in (*batch.inputs, *batch.kwargs.values()) if isinstance(value, Tensor)]
     if tensors and not any(value.dim() and value.shape[0] == batch.targets.shape[0] for value in tensors):
         shapes = [tuple(value.shape) for value in tensors]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from bayesguard.checks import as_tensor, check_count, check_finite, check_level
+from bayesguard.checks import as_tensor, check_count, check_finite, check_level, to_shape
 from bayesguard.data import Batch, is_one_shot
 from bayesguard.errors import BadInput, BadType
 from bayesguard.grouping import Grouping, cluster_index
@@ -87,6 +87,8 @@ def evaluate(
     if chosen and is_one_shot(data):
         raise BadInput("data is an iterator, but shifts read it several times; pass a list of batches or a DataLoader")
     check_num_resamples(num_resamples, confidence_level)
+    if isinstance(metrics, str):
+        raise BadType(f"metrics must be a list of names, got the text {metrics!r}; write [{metrics!r}]")
     if interval not in (None, "basic", "percentile", "bca"):
         raise BadInput(f"interval must be 'basic', 'percentile', 'bca' or None, got {interval!r}")
     grouping = _grouping(groups, predictor, data)
@@ -150,12 +152,19 @@ def predictions(
     if tuple(targets.shape) != tuple(predictive.batch_shape):
         raise BadInput(
             f"the targets have shape {tuple(targets.shape)}, but the predictions are for {tuple(predictive.batch_shape)}; "
-            "shapes must match exactly (with a Predictive, data are its targets)"
+            f"shapes must match exactly (with a Predictive, data are its targets){_to_labels(predictive, targets)}"
         )
     if len(predictive) == 0:
         raise BadInput("data has no examples; there is nothing to evaluate")
     check_finite(targets, "targets")
     return predictive, targets
+
+
+def _to_labels(predictive: Predictive, targets: Tensor) -> str:
+    """Say how targets of the wrong shape become right ones, where that shows."""
+    if tuple(targets.shape) == (*predictive.batch_shape, getattr(predictive, "num_classes", None)):
+        return ": for one-hot targets pass the class index, targets.argmax(-1)"
+    return to_shape(targets.shape, predictive.batch_shape, "targets")
 
 
 def check_same_targets(targets: Tensor, again: Tensor) -> None:

@@ -138,5 +138,9 @@ def _members(name: str, given: Any, count: int) -> list[tuple[str, Tensor]]:
         return [(name, torch.tensor(values, device="cpu").nonzero().squeeze(-1))]
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
+        if value is None or value != value:  # It would be a group of its own, which nobody named.
+            raise BadInput(
+                f"groups{f'[{name!r}]' if name else ''} has no label in row {row}; name one, or drop the row"
+            )
         rows.setdefault(str(value), []).append(row)
     return [(f"{name}={label}" if name else label, torch.tensor(rows[label], device="cpu")) for label in sorted(rows)]

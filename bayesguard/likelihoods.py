@@ -17,7 +17,7 @@ from torch.distributions import Distribution, Normal
 from torch.distributions import Poisson as PoissonDistribution
 from torch.distributions import StudentT as StudentTDistribution
 
-from bayesguard.checks import bad_row, check_finite, check_labels, check_shape
+from bayesguard.checks import as_tensor, bad_row, check_finite, check_labels, check_positive, check_shape
 from bayesguard.errors import BadInput, BadType, BayesguardWarning
 from bayesguard.looks import found, puts_off
 from bayesguard.predictive import (
@@ -63,7 +63,7 @@ class Likelihood(nn.Module, ABC):
             BadInput: Targets of another shape, out of range, or not finite.
             BadType: Targets of a dtype that cannot be used.
         """
-        targets = self.check_targets(outputs, targets)
+        targets = self.check_targets(outputs, as_tensor(targets, "targets"))
         # Half precision is for the network's matrix products; a log density needs float32.
         with torch.autocast(outputs.device.type, enabled=False):
             return self.distribution(outputs).log_prob(targets)
@@ -132,7 +132,7 @@ class Categorical(Likelihood):
         # One operation in place of a distribution: a third of the time for a small batch. Autocast never lowers its
         # precision.
         logits = self.logits(outputs)
-        labels = check_labels(targets, logits.shape[:-1], logits.shape[-1])
+        labels = check_labels(as_tensor(targets, "targets"), logits.shape[:-1], logits.shape[-1])
         losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
         return -losses.reshape(labels.shape)
 
@@ -212,7 +212,7 @@ class Gaussian(_Continuous):
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
         self.learned = scale is None
-        log_scale = torch.tensor(math.log(_positive(1.0 if scale is None else scale, "scale")))
+        log_scale = torch.tensor(math.log(check_positive(1.0 if scale is None else scale, "scale")))
         if self.learned:
             self.log_scale = nn.Parameter(log_scale)
         else:
@@ -289,7 +289,7 @@ class StudentT(_Continuous):
 
     def __init__(self, df: float = 4.0) -> None:
         super().__init__()
-        self.df = _positive(df, "df")
+        self.df = check_positive(df, "df")
 
     def distribution(self, outputs: Tensor) -> Distribution:
         if outputs.dim() < 2 or outputs.shape[-1] != 2:
@@ -330,12 +330,6 @@ class Poisson(Likelihood):
 
 def _float(outputs: Tensor) -> Tensor:
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
-
-
-def _positive(value: float, name: str) -> float:
-    if not (value > 0 and math.isfinite(value)):
-        raise BadInput(f"{name} must be a positive number, got {value}")
-    return float(value)
 
 
 def _refuse_probabilities(logits: Tensor) -> bool:

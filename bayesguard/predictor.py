@@ -86,9 +86,9 @@ class Predictor(nn.Module, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not self.takes_bayesian_layers:
-            _refuse_bayesian_layers(network, type(self).__name__)
         self.network = own_network(network, copy=copy)
+        if not self.takes_bayesian_layers:
+            _refuse_bayesian_layers(self.network, type(self).__name__)
         self.likelihood = deepcopy(check_likelihood(likelihood))
         self.num_samples = check_count(num_samples, "num_samples")
         self.output, self.input_key, self.target_key = output, input_key, target_key
@@ -383,7 +383,7 @@ class Predictor(nn.Module, ABC):
             patience: Stop after this many epochs without a better validation NLL, and keep the best weights.
             checkpoint: File written after each epoch; where it exists, training goes on from it to the same bits.
             progress: True for a progress bar.
-            batch_size: Rows a batch, where `data` is a pair of arrays.
+            batch_size: Rows a batch, where `data` is a pair of arrays; None for 256.
 
         Calibrators that were fitted to the network as it was are dropped.
         """
@@ -411,6 +411,17 @@ class Predictor(nn.Module, ABC):
                 input_key=self.input_key,
                 target_key=self.target_key,
                 batch_size=batch_size,
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        start = f"{prefix}calibrators."
+        saved = len({key.removeprefix(start).split(".")[0] for key in state_dict if key.startswith(start)})
+        _, strict, *_, messages = rest
+        if strict and saved > len(self.calibrators):
+            messages.append(
+                f"the state has {saved} calibrators and this predictor {len(self.calibrators)}: before loading, append "
+                "new ones of the same kinds, as predictor.calibrators.append(bayesguard.calibration.TemperatureScaling())"
             )
 
     def forget_calibration(self) -> None:
@@ -531,7 +542,7 @@ class Predictor(nn.Module, ABC):
         with torch.random.fork_rng(devices=[]):
             stream = batches(
                 data,
-                batch_size=batch_size or 256,
+                batch_size=batch_size,
                 input_key=self.input_key,
                 target_key=self.target_key,
                 numpy_dtype=None if reference is None else reference.dtype,

@@ -14,6 +14,7 @@ from torch.distributions import Laplace as LaplaceDistribution
 from torch.distributions import Normal as NormalDistribution
 from torch.distributions import StudentT as StudentTDistribution
 
+from bayesguard.checks import check_positive
 from bayesguard.errors import BadInput
 from bayesguard.exponential_integral import scaled_exponential_integral
 
@@ -30,7 +31,7 @@ class Prior(ABC):
     """
 
     def __init__(self, scale: float = 1.0, *, by_fan_in: bool = False) -> None:
-        self.scale, self.by_fan_in = _positive(scale, "scale"), by_fan_in
+        self.scale, self.by_fan_in = check_positive(scale, "scale"), by_fan_in
 
     @abstractmethod
     def _make(self, loc: Tensor, scale: Tensor) -> Distribution:
@@ -102,7 +103,7 @@ class StudentT(Prior):
 
     def __init__(self, df: float = 3.0, scale: float = 1.0, *, by_fan_in: bool = False) -> None:
         super().__init__(scale, by_fan_in=by_fan_in)
-        self.df = _positive(df, "df")
+        self.df = check_positive(df, "df")
 
     def _make(self, loc: Tensor, scale: Tensor) -> Distribution:
         return StudentTDistribution(torch.full_like(scale, self.df), loc, scale, validate_args=False)
@@ -131,8 +132,8 @@ class ScaleMixture(Prior):
         super().__init__(1.0, by_fan_in=by_fan_in)
         if len(scales) != len(weights) or not scales:
             raise BadInput(f"scales and weights must have one number for each part, got {len(scales)}, {len(weights)}")
-        self.scales = tuple(_positive(scale, "scales") for scale in scales)
-        self.weights = tuple(_positive(weight, "weights") for weight in weights)
+        self.scales = tuple(check_positive(scale, "scales") for scale in scales)
+        self.weights = tuple(check_positive(weight, "weights") for weight in weights)
 
     def _make(self, loc: Tensor, scale: Tensor) -> Distribution:
         scales = scale.unsqueeze(-1) * scale.new_tensor(self.scales)
@@ -224,9 +225,3 @@ def check_prior(prior: object) -> Prior:
         given = f"the class {prior.__name__}" if isinstance(prior, type) else type(prior).__name__
         raise BadInput(f"prior must be an object of bayesguard.priors, as priors.Normal(scale=1.0), got {given}")
     return prior
-
-
-def _positive(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise BadInput(f"{name} must be a positive number, got {value!r}")
-    return float(value)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from bayesguard.checks import check_writable
 from bayesguard.errors import BadInput
 from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins
 from bayesguard.metrics.functional.selective import RiskCoverage
@@ -179,6 +180,8 @@ def combined_table(evaluations: Mapping[str, Evaluation]) -> str:
 
     Rows are labels by severity (and group), columns metrics.
     """
+    if not isinstance(evaluations, Mapping) or not evaluations:
+        raise BadInput("evaluations must be a mapping of labels to evaluations, of one at least")
     metrics = list(dict.fromkeys(metric for evaluation in evaluations.values() for metric in evaluation.metrics))
     rows = [["", "", *(EVALUATION_METRICS[name].label for name in metrics)]]
     for label, evaluation in evaluations.items():
@@ -245,6 +248,7 @@ def _finite(value: Any) -> Any:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all."""
+    check_writable(path)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -172,8 +172,11 @@ class Sheet:
         ]
 
     def _result(self, cell: Cell, number: Drawn) -> Result:
-        limits = number.interval(self.confidence_level, cell.spec.bounds, self.kind)
         count = cell.scores.num_examples
+        clusters = self._clusters_of.get(cell.group)
+        limits = number.interval(self.confidence_level, cell.spec.bounds, self.kind)
+        if count == 1 or (clusters is not None and not clusters.any()):
+            limits = math.nan, math.nan  # One example drawn again and again does not vary; that says nothing of others.
         return Result(cell.shift, cell.severity, cell.group, cell.spec.name, number.value, *limits, count)
 
     def _joint(self, drawn: Sequence[Drawn], own: Sequence[Result]) -> tuple[Result, ...]:
@@ -198,7 +201,7 @@ class Sheet:
 
 def _stretched(result: Result, factor: float, bounds: tuple[float, float]) -> Result:
     value, lower, upper = result.value, result.lower, result.upper
-    if not math.isfinite(value):
+    if not math.isfinite(value) or math.isnan(lower):
         return result
     low, high = value - factor * (value - lower), value + factor * (upper - value)
     return result._replace(lower=max(bounds[0], low), upper=min(bounds[1], high))

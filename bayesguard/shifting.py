@@ -1,6 +1,6 @@
 """Data under shifts: which ones, and how a stream of batches is passed through one of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -32,6 +32,10 @@ def chosen_shifts(shifts: str | Sequence[AnyShift | str] | None, seed: int) -> l
     """Return shifts by the names of their suites, or the ones given, each name and severity once."""
     if shifts is None:
         return []
+    if not isinstance(shifts, (str, Iterable)):
+        raise BadType(
+            f"shifts must be a name or a list of shifts, got {type(shifts).__name__}; put one shift into a list"
+        )
     chosen: list[AnyShift] = []
     for given in [shifts] if isinstance(shifts, str) else shifts:
         chosen += suite(given, seed) if isinstance(given, str) else [given]

@@ -46,7 +46,12 @@ def read_predictions(
     if not np.size(truth):
         raise BadInput(f"{path} has no rows; there is nothing to evaluate")
     labels = None if groups is None else _groups(_column(columns, groups, (), path), groups, path)
-    return _predictive(columns, path), _targets(truth, columns, path), labels
+    predictive = _predictive(columns, path)
+    if np.asarray(truth).dtype.kind == "b" and getattr(predictive, "num_classes", 2) > 2:
+        raise BadInput(
+            f"{path} has targets of True and False, but {predictive.num_classes} classes; number the classes"
+        )
+    return predictive, _targets(truth, columns, path), labels
 
 
 def _columns(path: Path) -> Columns:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bayesguard.adversarial import adversarial_loss as adversarial_loss
 from bayesguard.adversarial import fgsm as fgsm
 from bayesguard.checkpoint import load_tree, save_tree
-from bayesguard.checks import check_count
-from bayesguard.data import Batch, Data, batches, count_rows, is_one_shot, to_device
+from bayesguard.checks import check_count, check_writable
+from bayesguard.data import Batch, Data, batches, count_rows, is_one_shot, known_rows, to_device
 from bayesguard.errors import BadFile, BadInput
 from bayesguard.history import Epoch as Epoch
 from bayesguard.history import History as History
@@ -38,13 +38,16 @@ from bayesguard.training_setup import (
     generators_of,
     has_convolutions,
     make_optimizer,
+    make_scheduler,
     modes_kept,
     no_gradients_left,
     same_channels_last,
 )
+from bayesguard.training_setup import (
+    SchedulerFactory as SchedulerFactory,
+)
 
 Loss = Callable[[Batch, int], Tensor]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
 Clip = Callable[[list[nn.Parameter], float], Tensor]
 
 _CHECKPOINT = "training checkpoint"
@@ -118,6 +121,8 @@ def fit(
     """
     check_count(epochs, "epochs")
     check_settings(data, epochs, validation, patience, gradient_clip)
+    if checkpoint is not None:
+        check_writable(checkpoint)
     if is_one_shot(data):
         data = list(data)
     run = _Run(
@@ -166,7 +171,7 @@ class _Run:
     def prepare(self, optimizer: OptimizerFactory | Optimizer | None, scheduler: SchedulerFactory | None) -> None:
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(optimizer, self.parameters)
-        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        self.scheduler = make_scheduler(scheduler, self.optimizer)
         self.autocast_dtype = autocast_dtype(self.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.generators = generators_of(self.data, self.validation)
@@ -181,6 +186,8 @@ class _Run:
             self.num_data = count_rows(self.data)
         if not self.num_data:
             raise BadInput("data has no rows to train on (drop_last=True drops a batch that is not full)")
+        if self.validation is not None and known_rows(self.validation) == 0:
+            raise BadInput("validation has no rows; leave it out, or hand in held-out data")
 
     @property
     def is_stale(self) -> bool:

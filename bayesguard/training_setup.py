@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from bayesguard.checks import check_count
+from bayesguard.checks import check_count, check_positive
 from bayesguard.data import Batch, Data, is_one_shot
 from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.sampling.agreement import rounding_of
 from bayesguard.sampling.memory_order import channels_last
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _FEW_ROWS = 8
 _FUSED_DTYPES = (torch.float32, torch.float64)
@@ -47,8 +49,8 @@ def check_settings(
         check_count(patience, "patience")
         if validation is None:
             raise BadInput("patience needs validation: early stopping watches the NLL of held-out data")
-    if gradient_clip is not None and not 0 < gradient_clip < math.inf:
-        raise BadInput(f"gradient_clip must be a positive number, got {gradient_clip}")
+    if gradient_clip is not None:
+        check_positive(gradient_clip, "gradient_clip")
 
 
 def make_optimizer(optimizer: OptimizerFactory | Optimizer | None, parameters: list[nn.Parameter]) -> Optimizer:
@@ -67,6 +69,18 @@ def make_optimizer(optimizer: OptimizerFactory | Optimizer | None, parameters: l
         raise BadInput(
             "optimizer holds parameters that are not trained here (a predictor works on a copy of the network, "
             "unless copy=False): pass a function, as functools.partial(torch.optim.SGD, lr=0.1), not an object"
+        )
+    return made
+
+
+def make_scheduler(scheduler: SchedulerFactory | None, optimizer: Optimizer) -> LRScheduler | None:
+    if scheduler is None:
+        return None
+    made = scheduler(optimizer) if callable(scheduler) else None
+    if not isinstance(made, LRScheduler):
+        raise BadType(
+            f"scheduler must be a function `optimizer -> LRScheduler`, got {scheduler!r}; "
+            "for example functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)"
         )
     return made
 

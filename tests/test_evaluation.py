@@ -255,8 +255,9 @@ def test_groups(groups: Any) -> None:
 
 
 def test_group_is_resampled_among_its_own() -> None:
-    # One example has no spread: resampling all rows would leave it out of a third of the resamples.
-    result = evaluate(Predictive.from_probs(PROBS), LABELS, groups=[0, 0, 0, 1]).result("nll", group="1")
+    # Two equal examples have no spread: resampling all rows would leave them out of some of the resamples.
+    rows = [0, 1, 2, 3, 3]
+    result = evaluate(Predictive.from_probs(PROBS[rows]), LABELS[rows], groups=[0, 0, 0, 1, 1]).result("nll", group="1")
     assert result.value == result.lower == result.upper == pytest.approx(-math.log(0.4))
 
 

@@ -20,10 +20,10 @@ Out = Annotated[Path, typer.Option(help="Folder for the results.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the data; see docs/benchmarks.md.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes; one by default.")]
 Budget = Annotated[str, typer.Option(help="full, or small for a short look.")]
-Epochs = Annotated[int | None, typer.Option(help="Training epochs; the data set's own by default.")]
-Limit = Annotated[int | None, typer.Option(help="Rows at most of training and test data.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Training epochs; the data set's own by default.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Rows at most of training and test data.")]
 AUGMENT_HELP = "of the training images: none, flip_crop, augmix, randaugment or mixup"
-LimitOfParts = Annotated[int | None, typer.Option(help="Rows of each part at most.")]
+LimitOfParts = Annotated[int | None, typer.Option(min=1, help="Rows of each part at most.")]
 Images = Annotated[str, typer.Option(help="digits, mnist, fashion_mnist or cifar10.")]
 Network = Annotated[
     str | None, typer.Option(help="lenet, mlp, lenet5, wide_lenet5 or resnet20; that of the paper by default.")
@@ -149,7 +149,7 @@ def mnist_shift(
     methods: Methods = "all",
     seeds: Seeds = 1,
     members: Members = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs; 20 by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs; 20 by default.")] = None,
     samples: Samples = None,
     limit: LimitOfParts = None,
     device: Device = "auto",
@@ -192,7 +192,7 @@ def label_shift(
     seed: Annotated[int, typer.Option(help="The first of the seeds.")] = 0,
     members: Annotated[int | None, typer.Option(help="Networks of the ensemble; 5 by default.")] = None,
     epochs: Epochs = None,
-    limit: Annotated[int | None, typer.Option(help="Training rows at most.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Training rows at most.")] = None,
     rows: Annotated[int | None, typer.Option(help="Test rows of a draw; 1,000 by default, 200 for digits.")] = None,
     draws: Annotated[int | None, typer.Option(help="Draws for each shift and seed; 10 by default.")] = None,
     device: Device = "auto",
@@ -237,7 +237,7 @@ def ood(
     methods: Methods = "all",
     seeds: Seeds = 1,
     members: Members = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs; 20 by default.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Training epochs; 20 by default.")] = None,
     samples: Samples = None,
     limit: LimitOfParts = None,
     device: Device = "auto",

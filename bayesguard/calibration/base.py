@@ -79,11 +79,7 @@ class Calibrator(nn.Module, ABC):
             BadInput: No examples, targets of another shape or outside their range (with the row), or bad weights.
             BadType: A predictive of a kind that this calibrator cannot work on, or weights for one that takes none.
         """
-        if not isinstance(pred, Predictive):
-            raise BadType(
-                f"pred must be a Predictive, got {type(pred).__name__}; "
-                "make one with Predictive.from_logits or Predictive.from_probs"
-            )
+        _check_predictive(pred)
         if pred.batch_shape.numel() == 0:
             raise BadInput("pred has no examples; a calibrator needs held-out examples to be fitted on")
         with torch.no_grad():
@@ -115,6 +111,7 @@ class Calibrator(nn.Module, ABC):
         Raises:
             NotFitted: The calibrator was not fitted.
         """
+        _check_predictive(pred)
         if not holds(self.is_fitted):
             name = type(self).__name__
             raise NotFitted(f"this {name} is not fitted; call fit(pred, targets) on held-out predictions first")
@@ -130,6 +127,14 @@ class Calibrator(nn.Module, ABC):
             if isinstance(saved, Tensor):
                 setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_predictive(pred: object) -> None:
+    if not isinstance(pred, Predictive):
+        raise BadType(
+            f"pred must be a Predictive, got {type(pred).__name__}; "
+            "make one with Predictive.from_logits or Predictive.from_probs"
+        )
 
 
 def check_weights(weights: object, count: int) -> Tensor:

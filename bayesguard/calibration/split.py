@@ -90,7 +90,7 @@ class SplitConformal(Calibrator):
             BadInput: No examples, scores that are not numbers, or weights that are worth less than 20 examples.
         """
         if self.by_group != (groups is not None):
-            raise BadInput("groups= goes with by_group=True, and is needed there")
+            raise BadInput('groups= goes with by_group=True (by="group" for classes), and is needed there')
         self._pending = groups, weights
         try:
             return super().fit(pred, targets)
@@ -142,7 +142,7 @@ class SplitConformal(Calibrator):
                 f"this {type(self).__name__} is not fitted; call fit(pred, targets) on held-out predictions"
             )
         if self.by_group != (groups is not None):
-            raise BadInput("groups= goes with by_group=True, and is needed there")
+            raise BadInput('groups= goes with by_group=True (by="group" for classes), and is needed there')
         if bool(self.is_weighted) != (weights is not None):
             raise BadInput("weights= is needed where fit had weights, and only there")
         rows: RowValues = {}
@@ -218,7 +218,7 @@ class SplitConformal(Calibrator):
         if self.is_weighted:
             raise BadInput("p-values are for a calibrator that was fitted without weights")
         if self.by_group != (groups is not None):
-            raise BadInput("groups= goes with by_group=True, and is needed there")
+            raise BadInput('groups= goes with by_group=True (by="group" for classes), and is needed there')
         with torch.no_grad():
             values = as_given(targets, "targets").to(pred.device)
             scores = self._score(pred, values)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesguard import priors
-from bayesguard.errors import BadInput
+from bayesguard.checks import check_positive
 from bayesguard.weights import Weights
 
 LOG_2_PI = math.log(2 * math.pi)
@@ -123,8 +123,7 @@ def log_initial_scales(weights: Weights, init_scale: float, relative: bool) -> T
         init_scale: The standard deviation, or with `relative` its ratio to the size of the weight.
         relative: As MOPED does (Krishnan et al., 2020); weights at zero get 0.01 of it.
     """
-    if not init_scale > 0:
-        raise BadInput(f"init_scale must be a positive number, got {init_scale}")
+    check_positive(init_scale, "init_scale")
     flat = weights.flatten().detach()
     scale = flat.abs().clamp_min(0.01) if relative else torch.ones_like(flat)
     return (init_scale * scale).log()

@@ -11,6 +11,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
+from bayesguard.checks import check_number
 from bayesguard.errors import BadInput, IdenticalDraws, RandomnessWarning
 from bayesguard.likelihoods import Likelihood
 from bayesguard.predictor import Options, Predictor
@@ -71,7 +72,11 @@ class MCDropout(Predictor):
         if masks not in ("shared", "per_example"):
             raise BadInput(f"masks must be 'shared' or 'per_example', got {masks!r}")
         if p is not None:
-            check_rate(p)
+            check_rate(check_number(p, "p"))
+            if p == 1:
+                raise BadInput(
+                    "p is 1, which drops everything, so that all draws would be the same; take a rate below 1"
+                )
         selected = _check_layers(self.network, layers)
         watch_drop_paths(self.network)
         mark_layers(self.network, selected or frozenset())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bayesguard.adversarial import adversarial_loss
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, bootstrap
-from bayesguard.errors import BadInput, BadType
+from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, Likelihood, Poisson, StudentT
 from bayesguard.looks import with_one_look
 from bayesguard.posteriors.deterministic import Deterministic
@@ -118,7 +118,12 @@ class DeepEnsemble(Predictor):
             network: The architecture, or a factory of it.
             likelihood: As for the class.
             options: As for the class.
+
+        Raises:
+            BadFile: A file that is damaged, or of another network.
         """
+        if isinstance(paths, (str, Path)):
+            raise BadType(f"paths must be a list of files, one a member, got {str(paths)!r}; write [{str(paths)!r}]")
         return cls([_load_member(path, network) for path in paths], likelihood, **options)
 
     @property
@@ -285,7 +290,13 @@ def _make_networks(members: Members, num_members: int, seed: int) -> list[nn.Mod
 def _make_network(factory: Callable[[int], nn.Module], seed: int) -> nn.Module:
     # Most factories initialise from torch's default generator and ignore the seed that they are given.
     with seeded_default_generators(torch.device("cpu"), seed):
-        return factory(seed)
+        try:
+            return factory(seed)
+        except TypeError as error:
+            # Only of the call itself: an error from within has a frame more.
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise
+            raise BadType(f"members must be a factory that takes a seed, as `lambda seed: make()`: {error}") from error
 
 
 def _wrap(network: nn.Module, likelihood: Likelihood | None, options: Options, index: int) -> Predictor:
@@ -334,6 +345,7 @@ def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def _load_member(path: str | Path, network: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(path)
@@ -343,5 +355,10 @@ def _load_member(path: str | Path, network: nn.Module | Callable[[], nn.Module])
             "yourself and save the state dict with safetensors.torch.save_file"
         )
     fresh = deepcopy(network) if isinstance(network, nn.Module) else network()
-    fresh.load_state_dict(load_file(path))
+    try:
+        fresh.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise BadFile(f"checkpoint {str(path)!r} is damaged or not of safetensors: {error}") from error
+    except RuntimeError as error:
+        raise BadFile(f"checkpoint {str(path)!r} belongs to another network: {error}") from error
     return fresh

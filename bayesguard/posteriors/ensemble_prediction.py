@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bayesguard.errors import BadInput
 from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.predictor import Predictor
 from bayesguard.sampling.agreement import difference
@@ -114,7 +115,7 @@ class MemberOutputs:
         if len(members) < 2 or not all(_is_plain_member(member) for member in members):
             return Plan("loop", "members are random, or a part of their output is used")
         # This finds out as well whether a network is random in eval mode.
-        want = torch.cat([member.draw_outputs(x) for member in members])
+        want = _joined([member.draw_outputs(x) for member in members])
         if any(member._own_randomness for member in members):
             return Plan("loop", "members are random in eval mode")
         if want.nbytes > _LARGE:
@@ -202,6 +203,17 @@ def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
         if member._modules["network"] is not network or member.output is not None:
             return False
     return True
+
+
+def _joined(outputs: Sequence[Tensor]) -> Tensor:
+    """Return the members' outputs `[1, N, ...]` along the first axis."""
+    for index, own in enumerate(outputs):
+        if own.shape != outputs[0].shape:
+            raise BadInput(
+                f"members 0 and {index} have outputs of shapes {tuple(outputs[0].shape[1:])} and {tuple(own.shape[1:])}; "
+                "the members of an ensemble answer the same question, in outputs of one shape"
+            )
+    return torch.cat(list(outputs))
 
 
 def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:

@@ -184,5 +184,9 @@ def _refuse_probs(probs: Tensor) -> NoReturn:
     raise BadInput(
         f"probs must be in [0, 1] and sum to 1 over the last axis, row {row} does not "
         f"(its sum is {float(sums.movedim(1, 0)[row][bad.movedim(1, 0)[row]][0]):.6g}); "
-        "these look like logits: use from_logits"
+        + (
+            "these look like logits: use from_logits"
+            if bool((probs < 0).any())
+            else "divide rows by their sums, if these are percentages or counts; for logits use from_logits"
+        )
     )

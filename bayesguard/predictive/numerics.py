@@ -35,7 +35,11 @@ def as_given(value: object, name: str) -> Tensor:
     """Return `value` as a tensor, Python numbers in float64: a level of 0.1 in float32 is another level."""
     if isinstance(value, (int, float, list, tuple)):
         # Not torch.as_tensor, which would round to float32 and put it on whatever device is the default.
-        return torch.from_numpy(np.asarray(value)) if np.asarray(value).dtype != object else as_tensor(value, name)
+        try:
+            array = np.asarray(value)
+        except ValueError:  # Rows of unequal length, which as_tensor has words for.
+            return as_tensor(value, name)
+        return torch.from_numpy(array) if array.dtype.kind in "biuf" else as_tensor(value, name)
     return as_tensor(value, name)
 
 

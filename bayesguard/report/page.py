@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from bayesguard.advice import advise
-from bayesguard.errors import BadInput
+from bayesguard.errors import BadInput, BadType
 from bayesguard.report import diagrams, parts, tables, threshold
 from bayesguard.results import Evaluation, write_text
 
@@ -30,6 +30,11 @@ def to_html(evaluations: Mapping[str, Evaluation], path: str | Path, *, title: s
     Raises:
         BadInput: No evaluations.
     """
+    if not isinstance(evaluations, Mapping):
+        raise BadType(
+            f"evaluations must be a mapping of labels to evaluations, got {type(evaluations).__name__}; for one, "
+            "evaluation.to_html(path)"
+        )
     if not evaluations:
         raise BadInput("evaluations is empty; at least one is needed")
     body = [f"<h1>{escape(title)}</h1>", _summary(evaluations), tables.headline(evaluations), _advice(evaluations)]

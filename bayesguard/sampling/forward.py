@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bayesguard.errors import BadInput, BadType, UnsupportedNetwork
+from bayesguard.errors import BadInput, BadType, BayesguardError, UnsupportedNetwork
 
 Select = str | int | Callable[[Any], Tensor] | None
 
@@ -49,7 +49,33 @@ class Forward:
     def unchecked(self) -> Tensor:
         """Return the outputs, whatever their number of rows."""
         inputs, kwargs = self._copied() if self.copies else (self.inputs, self.kwargs)
-        return select_output(self.network(*inputs, **kwargs), self.select)
+        try:
+            output = self.network(*inputs, **kwargs)
+        except (RuntimeError, TypeError) as error:
+            if isinstance(error, (BayesguardError, torch.OutOfMemoryError)):
+                raise
+            if (why := self._misfit(str(error))) is not None:
+                raise BadType(f"{why}: {error}") from error
+            raise
+        return select_output(output, self.select)
+
+    def _misfit(self, message: str) -> str | None:
+        """Say why inputs do not fit the network, where a call that failed with such a message shows it."""
+        if self.kwargs and "keyword argument" in message:
+            return (
+                f"the network was called with {', '.join(map(repr, self.kwargs))} as keyword arguments, which it does not "
+                "take; for batches that are mappings, name its input by input_key= and the targets by target_key="
+            )
+        parameter = next(self.network.parameters(), None)
+        if parameter is None or "type" not in message:
+            return None
+        other = next((t.dtype for t in self.tensors() if t.dtype != parameter.dtype), None)
+        if other is None:
+            return None
+        return (
+            f"the inputs are {other} and the network's parameters {parameter.dtype}; convert the inputs, as by "
+            f".to({parameter.dtype}), or the network"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -109,8 +135,10 @@ class Forward:
     def _count_rows(self) -> int:
         first = next(self.tensors(), None)
         if first is None:
+            given = ", ".join(type(leaf).__name__ for leaf in (*self.inputs, *self.kwargs.values())) or "nothing"
             raise BadInput(
-                "no tensor among the inputs; hand in at least one tensor whose first axis is that of the examples"
+                f"no tensor among the inputs, got {given}; hand in at least one tensor whose first axis is that of the "
+                "examples"
             )
         if first.dim() == 0:
             raise BadInput("the first input has no axes; its first axis must be that of the examples")
@@ -174,6 +202,11 @@ def check_network(network: nn.Module) -> None:
             raise UnsupportedNetwork(
                 f"network cannot be used: {name!r} belongs to a lazy module without a shape yet; run one batch through "
                 "it first"
+            )
+        if parameter.is_meta:
+            raise UnsupportedNetwork(
+                f"network cannot be used: {name!r} is on the meta device and has no values; "
+                'network.to_empty(device="cpu") makes room for them, then load its weights'
             )
 
 
