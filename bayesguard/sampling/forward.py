@@ -89,7 +89,8 @@ class Forward:
         And what else may choose another way through the network: options, and which arguments are given at all.
         """
         leaves, spec = pytree.tree_flatten((self.inputs, self.kwargs))
-        return (*map(_kind, leaves), spec, min(self.num_rows, 2), dtype_of_autocast(self.device))
+        # As text: the object cannot be copied without a warning, and predictors are.
+        return (*map(_kind, leaves), str(spec), min(self.num_rows, 2), dtype_of_autocast(self.device))
 
     @property
     def row_leaves(self) -> tuple[bool, ...]:
