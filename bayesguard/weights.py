@@ -1,7 +1,7 @@
 """Which of a module's parameters are random, as tensors by name and as one vector."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,11 +77,6 @@ class Weights:
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Return the parts of a vector `[..., P]` by name, `[..., *shape]`."""
         return dict(zip(self.names, self.split(flat), strict=True))
-
-    @property
-    def versions(self) -> tuple[Any, ...]:
-        """What changes when any of the parameters does."""
-        return tuple((id(tensor), tensor._version, tensor.data_ptr()) for tensor in self.tensors())
 
 
 def _in_order_of(parameter: Tensor, part: Tensor) -> Tensor:
