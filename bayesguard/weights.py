@@ -54,6 +54,25 @@ class Weights:
         """Return the parameters as they are now."""
         return [slot.tensor for slot in self.slots]
 
+    def check_in(self, network: nn.Module) -> None:
+        """Raise BadInput where a network's parameters are no longer these: they would be taken for fixed numbers.
+
+        Args:
+            network: The module that the names are of.
+        """
+        for slot, shape in zip(self.slots, self._shapes, strict=True):
+            *path, attribute = slot.name.split(".")
+            owner: nn.Module | None = network
+            for part in path:
+                owner = None if owner is None else owner._modules.get(part)
+            tensor = slot.owner._parameters.get(attribute)
+            if owner is not slot.owner or tensor is None or tensor.shape != shape:
+                raise BadInput(
+                    f"parameter {slot.name!r} of the network is not the one that the distribution over weights is about: its "
+                    "layer was replaced, or it has another shape, or is gone. Make a new predictor of the changed network; "
+                    "numbers may change, and a parameter may be replaced by one of its shape"
+                )
+
     def named(self) -> dict[str, Tensor]:
         """Return the parameters by name."""
         return {slot.name: slot.tensor for slot in self.slots}

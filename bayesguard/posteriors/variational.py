@@ -124,6 +124,7 @@ class Variational(WeightPredictor):
         Its random numbers come from torch's default generator. With `kl_warmup`, calls that record gradients count.
         """
         check_count(num_data, "num_data")
+        self.weights.check_in(self.network)
         keep_freed_memory()  # As `fit` does: a sample and its gradients are freed and made again in every step.
         positional, keywords = split_inputs(inputs)
         forward = Forward(self.network, positional, keywords, self.output)
@@ -188,6 +189,7 @@ class Variational(WeightPredictor):
         forward = Forward(self.network, inputs, kwargs, self.output)
         draws = range(first_draw, first_draw + num_samples)
         mirrored = self.antithetic and self.guide.is_odd
+        self.weights.check_in(self.network)
         self._outputs.keep_draws_of(self.guide.tensors)
         flats = partial(self._flats, seed)
         yield from self._outputs.chunks(forward, flats, draws, draws_per_chunk, mirrored=mirrored)

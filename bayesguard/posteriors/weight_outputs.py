@@ -113,8 +113,10 @@ class WeightOutputs:
             mirrored: Whether the weights of draws 2k and 2k + 1 lie mirrored about the parameters.
 
         Raises:
+            BadInput: The network's parameters are others than those of the weights.
             IdenticalDraws: No call of the network takes a random weight.
         """
+        self.weights.check_in(forward.network)
         step = min(draws_per_chunk or _DRAWS_PER_CHUNK, _DRAWS_PER_CHUNK)
         mirrored = mirrored and draws.start % 2 == 0 and step % 2 == 0
         run: Callable[[Tensor], Tensor] | None = None

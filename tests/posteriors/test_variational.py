@@ -257,6 +257,26 @@ def test_weights_that_no_call_takes() -> None:
         bg.Variational(Unused(), subset_of_weights="last_layer")(X)
 
 
+@pytest.mark.parametrize("subset", ["all", "last_layer"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda predictor: setattr(predictor.network, "2", nn.Linear(8, 3).eval()),
+        lambda predictor: setattr(predictor, "network", network().eval()),
+        lambda predictor: setattr(predictor.network[2], "weight", nn.Parameter(torch.ones(4, 8))),
+        lambda predictor: setattr(predictor.network[2], "bias", None),
+        lambda predictor: nn.utils.parametrizations.weight_norm(predictor.network[2]).eval(),
+    ],
+)
+def test_layers_that_were_replaced_are_not_taken_for_fixed(change: Callable[[Any], object], subset: str) -> None:
+    predictor = bg.Variational(network(), subset_of_weights=subset, init_scale=0.3)
+    predictor(X)
+    change(predictor)
+    for call in (lambda: predictor(X), lambda: predictor.loss(X, Y, num_data=40)):
+        with pytest.raises(BadInput, match=r"parameter '\d.(weight|bias)' of the network is not the one"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
