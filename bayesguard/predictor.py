@@ -26,6 +26,7 @@ from bayesguard.predictive.groups import blocks
 from bayesguard.predictive.parts import Part as Part
 from bayesguard.predictive.parts import collect
 from bayesguard.sampling import Forward, Select, free_memory, own_network
+from bayesguard.sampling.same_numbers import copies, same_numbers
 from bayesguard.shifting import chosen_shifts, shifting
 from bayesguard.transfer import on_device
 
@@ -431,13 +432,13 @@ class Predictor(nn.Module, ABC):
     @contextmanager
     def calibration_dropped(self) -> Iterator[None]:
         """Train in a block without calibrators; an error before any weight changed gives them back."""
-        before, versions = self.calibrators, [parameter._version for parameter in self.parameters()]
+        before = self.calibrators
         self.forget_calibration()
+        kept = copies([*self.parameters(), *self.buffers()]) if before else []
         try:
             yield
         except BaseException:
-            # A calibrator's fitted values are buffers, so these are the same parameters.
-            if versions == [parameter._version for parameter in self.parameters()]:
+            if before and same_numbers(kept, [*self.parameters(), *self.buffers()]):
                 self.calibrators = before
             raise
 

@@ -1,7 +1,7 @@
 """Which of a module's parameters are random, as tensors by name and as one vector."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,25 @@ class Weights:
         """Return the parameters as they are now."""
         return [slot.tensor for slot in self.slots]
 
+    def check_in(self, network: nn.Module) -> None:
+        """Raise BadInput where a network's parameters are no longer these: they would be taken for fixed numbers.
+
+        Args:
+            network: The module that the names are of.
+        """
+        for slot, shape in zip(self.slots, self._shapes, strict=True):
+            *path, attribute = slot.name.split(".")
+            owner: nn.Module | None = network
+            for part in path:
+                owner = None if owner is None else owner._modules.get(part)
+            tensor = slot.owner._parameters.get(attribute)
+            if owner is not slot.owner or tensor is None or tensor.shape != shape:
+                raise BadInput(
+                    f"parameter {slot.name!r} of the network is not the one that the distribution over weights is about: its "
+                    "layer was replaced, or it has another shape, or is gone. Make a new predictor of the changed network; "
+                    "numbers may change, and a parameter may be replaced by one of its shape"
+                )
+
     def named(self) -> dict[str, Tensor]:
         """Return the parameters by name."""
         return {slot.name: slot.tensor for slot in self.slots}
@@ -77,11 +96,6 @@ class Weights:
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """Return the parts of a vector `[..., P]` by name, `[..., *shape]`."""
         return dict(zip(self.names, self.split(flat), strict=True))
-
-    @property
-    def versions(self) -> tuple[Any, ...]:
-        """What changes when any of the parameters does."""
-        return tuple((id(tensor), tensor._version, tensor.data_ptr()) for tensor in self.tensors())
 
 
 def _in_order_of(parameter: Tensor, part: Tensor) -> Tensor:

@@ -98,6 +98,15 @@ def test_calibration_survives_a_fit_that_changed_nothing(make: Any) -> None:
     assert len(own.calibrators) == 1
 
 
+def test_calibration_does_not_survive_a_fit_that_failed_after_a_step() -> None:
+    own = predictor().calibrate((X, Y))
+    before = own.network.state_dict()["0.weight"].clone()
+    with pytest.raises(BadInput, match="labels must be in"):
+        own.fit([(X, Y), (X, Y + 5)], epochs=1)
+    assert not torch.equal(before, own.network.state_dict()["0.weight"])
+    assert len(own.calibrators) == 0
+
+
 def test_calibration_acts_on_every_draw() -> None:
     own = predictor()
     before = own(X)

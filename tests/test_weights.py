@@ -91,13 +91,3 @@ def test_copies_and_moves() -> None:
     copied.double()
     assert copied.weights.flatten().dtype == torch.float64
     assert both.weights.flatten().dtype == torch.float32
-
-
-def test_versions_follow_changes() -> None:
-    module = network()
-    weights = Weights(module, ["0.bias"])
-    before = weights.versions
-    assert weights.versions == before
-    with torch.no_grad():
-        module.get_parameter("0.bias").add_(1)
-    assert weights.versions != before

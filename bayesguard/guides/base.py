@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +83,9 @@ class Guide(nn.Module, ABC):
         return self.weights.split(sample), divergence
 
     @property
-    def versions(self) -> tuple[Any, ...]:
-        """What changes when a sample of the same noise would."""
-        return (*self.weights.versions, *((id(p), p._version, p.data_ptr()) for p in self.parameters()))
+    def tensors(self) -> list[Tensor]:
+        """What a sample of given noise is made of."""
+        return [*self.weights.tensors(), *self.parameters(), *self.buffers()]
 
     def kl(self, prior: priors.Prior, sample: Tensor) -> Tensor:
         """Return the Kullback-Leibler divergence from the prior in nats, summed over every weight once.

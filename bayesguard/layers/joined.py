@@ -1,7 +1,6 @@
 """The posteriors of all Bayesian layers of a network as one guide, and their priors as one prior."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +60,8 @@ class LayerPosteriors(Guide):
         return torch.stack(terms).sum()
 
     @property
-    def versions(self) -> tuple[Any, ...]:
-        return tuple(layer.posterior.versions for layer in self.layers)
+    def tensors(self) -> list[Tensor]:
+        return [tensor for layer in self.layers for tensor in layer.posterior.tensors]
 
 
 class LayerPriors(Prior):

@@ -124,6 +124,7 @@ class Variational(WeightPredictor):
         Its random numbers come from torch's default generator. With `kl_warmup`, calls that record gradients count.
         """
         check_count(num_data, "num_data")
+        self.weights.check_in(self.network)
         keep_freed_memory()  # As `fit` does: a sample and its gradients are freed and made again in every step.
         positional, keywords = split_inputs(inputs)
         forward = Forward(self.network, positional, keywords, self.output)
@@ -188,6 +189,8 @@ class Variational(WeightPredictor):
         forward = Forward(self.network, inputs, kwargs, self.output)
         draws = range(first_draw, first_draw + num_samples)
         mirrored = self.antithetic and self.guide.is_odd
+        self.weights.check_in(self.network)
+        self._outputs.keep_draws_of(self.guide.tensors)
         flats = partial(self._flats, seed)
         yield from self._outputs.chunks(forward, flats, draws, draws_per_chunk, mirrored=mirrored)
 
@@ -204,8 +207,9 @@ class Variational(WeightPredictor):
         return self.weights.unflatten(torch.stack([self._sample(seed, draw) for draw in range(samples)]))
 
     def _flats(self, seed: int, draws: range) -> Tensor:
-        """The weights of some draws `[s, P]`, each a function of the seed and its number."""
-        key = (seed, draws, self.guide.versions)
+        """The weights of some draws `[s, P]`, each a function of the seed, its number and `guide.tensors`."""
+        # The guide itself: another one may be made of the same numbers.
+        key = (seed, draws, self.antithetic, self.guide)
         return self._outputs.remembered(key, lambda: torch.stack([self._sample(seed, draw) for draw in draws]))
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ The ways that give the loop's outputs are timed once for each kind of input, and
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from bayesguard.sampling.choice import Choice, cost_line, fastest, memory_line, 
 from bayesguard.sampling.memory import bytes_between
 from bayesguard.sampling.mirrored import MirroredPairs, Place
 from bayesguard.sampling.random_weights import RandomWeights
+from bayesguard.sampling.same_numbers import copies, same_numbers
 from bayesguard.weights import Weights
 
 _DRAWS_PER_CHUNK = 8
@@ -58,6 +59,7 @@ class WeightOutputs:
         self.last: Plan | None = None
         self._plans: dict[Any, Plan] = {}
         self._cache: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._made_of: list[Tensor] = []
 
     def __reduce__(self) -> Any:
         return WeightOutputs, (self.weights,)
@@ -66,6 +68,13 @@ class WeightOutputs:
     def strategy(self) -> str:
         """How the last outputs were computed, and why so."""
         return "not used yet" if self.last is None else f"{self.last.way} ({self.last.reason})"
+
+    def keep_draws_of(self, tensors: Sequence[Tensor]) -> None:
+        """Forget the weights of draws that were made of other numbers than these."""
+        if not self._made_of or not same_numbers(self._made_of, tensors):
+            # A new one: another thread may be looking at the old.
+            self._cache = OrderedDict()
+            self._made_of = copies(tensors)
 
     def remembered(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """Return the weights of some draws, made once for all batches while they fit into 256 MiB."""
@@ -79,10 +88,11 @@ class WeightOutputs:
         return flats
 
     def kept_bytes(self, num_samples: int) -> int:
-        """Return the bytes of the weights of draws that are remembered."""
-        tensors = self.weights.tensors()
-        each = sum(tensor.nbytes for tensor in tensors)
-        return each * num_samples if each * num_samples <= _CACHE_BYTES else max(_CACHE_BYTES, each * _DRAWS_PER_CHUNK)
+        """Return the bytes of the weights of draws that are remembered, and of what they were made of."""
+        each = sum(tensor.nbytes for tensor in self.weights.tensors())
+        draws = each * num_samples
+        held = draws if draws <= _CACHE_BYTES else max(_CACHE_BYTES, each * _DRAWS_PER_CHUNK)
+        return held + sum(tensor.nbytes for tensor in self._made_of)
 
     def chunks(
         self,
@@ -103,8 +113,10 @@ class WeightOutputs:
             mirrored: Whether the weights of draws 2k and 2k + 1 lie mirrored about the parameters.
 
         Raises:
+            BadInput: The network's parameters are others than those of the weights.
             IdenticalDraws: No call of the network takes a random weight.
         """
+        self.weights.check_in(forward.network)
         step = min(draws_per_chunk or _DRAWS_PER_CHUNK, _DRAWS_PER_CHUNK)
         mirrored = mirrored and draws.start % 2 == 0 and step % 2 == 0
         run: Callable[[Tensor], Tensor] | None = None

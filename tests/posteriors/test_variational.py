@@ -1,5 +1,7 @@
 """Variational: what is random, how draws are computed, what the objective is made of, and what is refused."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -90,13 +92,53 @@ def test_antithetic_pairs_and_independent_draws() -> None:
     assert not torch.allclose((first + second) / 2, mean, atol=1e-3)
 
 
-def test_a_remembered_draw_follows_the_weights() -> None:
+def step(optimizer: Any) -> Callable[[bg.Variational], None]:
+    def change(predictor: bg.Variational) -> None:
+        made = optimizer(predictor.parameters())
+        predictor.loss(X, Y, num_data=len(X)).backward()
+        made.step()
+
+    return change
+
+
+def replace(predictor: bg.Variational) -> None:
+    weight = predictor.network.get_parameter("0.weight").detach()
+    predictor.network.get_submodule("0").weight = nn.Parameter(1.5 * weight)
+
+
+CHANGES: dict[str, Callable[[bg.Variational], object]] = {
+    "in place": lambda predictor: torch.no_grad()(predictor.network.get_parameter("0.weight").mul_)(2),
+    "data": lambda predictor: predictor.network.get_parameter("0.weight").data.mul_(2),
+    "data of the scales": lambda predictor: predictor.guide.get_parameter("log_scale").data.add_(1),
+    "NumPy": lambda predictor: predictor.network.get_parameter("0.weight").detach().numpy().fill(1),
+    "Adam": step(partial(torch.optim.Adam, lr=0.1)),
+    "fused Adam": step(partial(torch.optim.Adam, lr=0.1, fused=True)),
+    "training": lambda predictor: predictor.fit((X, Y), epochs=1),
+    "a new parameter": replace,
+    "loaded": lambda predictor: predictor.load_state_dict(bg.Variational(network(), init_scale=0.1).state_dict()),
+    "pairs": lambda predictor: setattr(predictor, "antithetic", False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_remembered_draw_follows_the_weights(change: str) -> None:
     predictor = bg.Variational(network(), init_scale=0.3)
     before = predictor.draw_outputs(X, num_samples=4)
-    assert torch.equal(before, predictor.draw_outputs(X, num_samples=4))
-    with torch.no_grad():
-        predictor.guide.get_parameter("log_scale").add_(1.0)
-    assert not torch.allclose(before, predictor.draw_outputs(X, num_samples=4))
+    for _ in range(4):  # A new parameter may lie in the memory of an old one.
+        assert torch.equal(before, predictor.draw_outputs(X, num_samples=4))
+        CHANGES[change](predictor)
+        after = predictor.draw_outputs(X, num_samples=4)
+        assert torch.allclose(after, manual(predictor, X, 4, 0), atol=1e-5)
+        assert change in ("loaded", "pairs", "NumPy") or not torch.allclose(before, after, atol=1e-5)
+        before = after
+
+
+def test_the_validation_loss_is_that_of_the_weights_of_its_epoch() -> None:
+    predictor = bg.Variational(network(), init_scale=0.1)
+    history = predictor.fit((X, Y), epochs=3, batch_size=10, validation=(X, Y))
+    losses = [epoch.validation_nll for epoch in history.epochs]
+    assert len(set(losses)) == 3
+    assert losses[-1] == pytest.approx(deepcopy(predictor).validation_loss((X, Y)), rel=1e-6)
 
 
 def test_the_network_handed_in_stays() -> None:
@@ -213,6 +255,26 @@ def test_weights_that_no_call_takes() -> None:
 
     with pytest.raises(IdenticalDraws, match="no call of the network takes"):
         bg.Variational(Unused(), subset_of_weights="last_layer")(X)
+
+
+@pytest.mark.parametrize("subset", ["all", "last_layer"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda predictor: setattr(predictor.network, "2", nn.Linear(8, 3).eval()),
+        lambda predictor: setattr(predictor, "network", network().eval()),
+        lambda predictor: setattr(predictor.network[2], "weight", nn.Parameter(torch.ones(4, 8))),
+        lambda predictor: setattr(predictor.network[2], "bias", None),
+        lambda predictor: nn.utils.parametrizations.weight_norm(predictor.network[2]).eval(),
+    ],
+)
+def test_layers_that_were_replaced_are_not_taken_for_fixed(change: Callable[[Any], object], subset: str) -> None:
+    predictor = bg.Variational(network(), subset_of_weights=subset, init_scale=0.3)
+    predictor(X)
+    change(predictor)
+    for call in (lambda: predictor(X), lambda: predictor.loss(X, Y, num_data=40)):
+        with pytest.raises(BadInput, match=r"parameter '\d.(weight|bias)' of the network is not the one"):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from bayesguard.sampling.choice import Choice
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(1))
 WEIGHTS = 4 * 8 + 8 + 8 * 3 + 3
 HEAD = 8 * 3 + 3
+MADE_OF = 2  # a mean and a scale of each weight, which the weights of draws were made of
 OUTPUTS = 8 * 40 * 3  # of a group of eight draws
 
 
@@ -57,19 +58,19 @@ def lines(passes: float, numbers: int) -> list[str]:
 def test_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen milliseconds for eight draws: a plain pass for each."""
     predictor = predictor_of(monkeypatch, {"loop": 16e-3, "vectorised": 17e-3})
-    assert explained(predictor) == lines(32, OUTPUTS + 32 * WEIGHTS)
+    assert explained(predictor) == lines(32, OUTPUTS + (32 + MADE_OF) * WEIGHTS)
 
 
 def test_draws_at_once_hold_what_lies_between_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four milliseconds for eight draws; seven draws more than one hold a layer's input and output, 8 numbers a row."""
     predictor = predictor_of(monkeypatch, {"loop": 16e-3, "vectorised": 4e-3})
-    assert explained(predictor) == lines(8, OUTPUTS + 7 * 2 * 8 * 40 + 32 * WEIGHTS)
+    assert explained(predictor) == lines(8, OUTPUTS + 7 * 2 * 8 * 40 + (32 + MADE_OF) * WEIGHTS)
 
 
 def test_shared_features_are_computed_once_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four milliseconds for eight draws are a plain pass of two, and two for the heads: 2 + 4 * 2 for 32 draws."""
     predictor = predictor_of(monkeypatch, {"loop": 16e-3, "shared features": 4e-3}, subset_of_weights="last_layer")
-    assert explained(predictor) == lines(5, OUTPUTS + 32 * HEAD)
+    assert explained(predictor) == lines(5, OUTPUTS + (32 + MADE_OF) * HEAD)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_pass_that_was_interrupted_is_no_measure(
 def test_no_more_weights_are_told_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_outputs, "_CACHE_BYTES", 4 * 20 * WEIGHTS)
     predictor = predictor_of(monkeypatch, {"loop": 16e-3, "vectorised": 17e-3})
-    assert explained(predictor) == lines(32, OUTPUTS + 20 * WEIGHTS)
+    assert explained(predictor) == lines(32, OUTPUTS + (20 + MADE_OF) * WEIGHTS)
     held = sum(flats.numel() for flats in predictor._outputs._cache.values())
     assert held <= 20 * WEIGHTS
 
