@@ -38,7 +38,7 @@ def same_numbers(kept: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
     differ: list[Tensor] = []
     for old, new in zip(kept, tensors, strict=True):
         old, new = _bits(old), _bits(new)
-        if new.device.type == "cpu":
+        if new.is_cpu:
             # A fifth of the time of torch.equal.
             if not np.array_equal(old.numpy(), new.numpy()):
                 return False
