@@ -16,10 +16,9 @@ from bayesguard.history import History
 from bayesguard.predictor import Predictor, join_inputs
 from bayesguard.sampling import seeded_default_generators
 from bayesguard.sampling.agreement import rounding_of
-from bayesguard.sampling.alike import why_not_alike
+from bayesguard.sampling.alike import same_values, why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.members import TrainedBatch
-from bayesguard.sampling.unchanged import same_attributes
 from bayesguard.training import fit
 from bayesguard.training_setup import OptimizerFactory, device_of, make_optimizer, modes_kept
 
@@ -70,7 +69,7 @@ class StackedMembers(nn.Module):
         self, modules: Sequence[nn.Module], loss: MemberLoss = member_loss, *, are_alike: bool = False
     ) -> None:
         super().__init__()
-        if not are_alike and (reason := why_not_alike(modules)):
+        if not are_alike and (reason := why_not_alike(modules) or _hooks_of_gradients(modules)):
             raise BadInput(f"the members cannot be trained jointly: {reason}; train them one after another")
         parameters, buffers = stack_module_state(list(modules))
         for name, parameter in parameters.items():
@@ -103,19 +102,21 @@ class StackedMembers(nn.Module):
     def _disagreement(self, batch: Batch, num_data: int) -> str:
         """Say how the batched losses of a few rows differ from the members' own; dropout rests meanwhile."""
         batch = _few_rows(batch)
+        # functional_call leaves a module that is used under two names with numbers that it was lent.
+        lent = deepcopy(self._skeleton[0])
         try:
             with torch.no_grad(), _NoDropout():
                 got = self._batched(batch, num_data)
-                want = torch.stack([self._own_loss(index, batch, num_data) for index in range(len(got))])
+                want = torch.stack([self._own_loss(lent, index, batch, num_data) for index in range(len(got))])
         except Unbatchable as error:
             return str(error)
         tolerance = rounding_of(want.dtype)
         same = torch.allclose(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)
         return "" if same else "the batched losses differ from those of the members one by one"
 
-    def _own_loss(self, index: int, batch: Batch, num_data: int) -> Tensor:
+    def _own_loss(self, objective: nn.Module, index: int, batch: Batch, num_data: int) -> Tensor:
         tensors = {f"member.{name}": getattr(self, _key(name))[index] for names in self._names for name in names}
-        value: Tensor = functional_call(self._skeleton[0], tensors, (batch, num_data))[0]
+        value: Tensor = functional_call(objective, tensors, (batch, num_data))[0]
         return value
 
     def _batched(self, batch: Batch, num_data: int) -> Tensor:
@@ -232,7 +233,7 @@ def try_jointly(
     optimizer: OptimizerFactory | optim.Optimizer | None = None,
 ) -> Trial:
     """Return why `fit_jointly` cannot be used, empty where it can, and in which form; as `can_train_jointly`."""
-    reason = why_not_alike(modules) or _why_not_elementwise(optimizer)
+    reason = why_not_alike(modules) or _hooks_of_gradients(modules) or _why_not_elementwise(optimizer, modules)
     return Trial(reason, False) if reason or batch is None else _one_step(modules, batch, loss)
 
 
@@ -267,9 +268,9 @@ def fit_jointly(
     Raises:
         BadInput: As for `fit`; if the members differ in more than their numbers, or the optimizer mixes them.
     """
-    if reason := _why_not_elementwise(optimizer):
-        raise BadInput(f"the members cannot be trained jointly: {reason}; train them one after another")
     stacked = StackedMembers(modules, loss, are_alike=compared)
+    if reason := _why_not_elementwise(optimizer, modules):
+        raise BadInput(f"the members cannot be trained jointly: {reason}; train them one after another")
     stacked.is_compared = compared
 
     def mean_nll(held_out: Data) -> float:
@@ -316,11 +317,41 @@ def _key(name: str) -> str:
     return name.replace(".", "/")
 
 
-def _why_not_elementwise(optimizer: OptimizerFactory | optim.Optimizer | None) -> str:
+def _hooks_of_gradients(modules: Sequence[nn.Module]) -> str:
+    """Say which hooks would see the gradients of all members in place of one's, or none."""
+    for module in modules:
+        for name, part in module.named_modules():
+            if part._backward_hooks or part._backward_pre_hooks:
+                return f"{name or 'a member'} has backward hooks"
+        for name, parameter in module.named_parameters():
+            if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+                return f"parameter {name} has hooks"
+    return ""
+
+
+def _why_not_elementwise(optimizer: OptimizerFactory | optim.Optimizer | None, modules: Sequence[nn.Module]) -> str:
+    """Return why an optimizer of stacked parameters `[M, ...]` would not do what one for each member does."""
     if isinstance(optimizer, optim.Optimizer):
         return "a ready optimizer holds the members' own parameters"
-    made = make_optimizer(optimizer, [nn.Parameter(torch.zeros(1))])
-    return "" if isinstance(made, _ELEMENTWISE) else f"{type(made).__name__} may mix what is stacked"
+    if optimizer is None:
+        return ""
+    own = [nn.Parameter(p.detach()) for p in modules[0].parameters() if p.requires_grad]
+    made = make_optimizer(optimizer, own)
+    # A class derived from one of these may do anything, and so may hooks.
+    if type(made) not in _ELEMENTWISE or made._optimizer_step_pre_hooks or made._optimizer_step_post_hooks:
+        return f"{type(made).__name__} may mix what is stacked"
+    stacked = [nn.Parameter(p.new_empty(len(modules), *p.shape)) for p in own]
+    try:
+        same = same_values(_groups(made, own), _groups(make_optimizer(optimizer, stacked), stacked))
+    except Exception as error:
+        return f"the optimizer cannot be made for stacked parameters: {error}"
+    return "" if same else "the optimizer treats parameters by their shape, and those of all members have an axis more"
+
+
+def _groups(optimizer: optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return the settings of an optimizer's groups, parameters by their number."""
+    numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+    return [{**group, "params": [numbers[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
 
 
 def _one_step(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> Trial:
@@ -328,19 +359,16 @@ def _one_step(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> T
     device = device_of(modules[0])
     try:
         stacked = StackedMembers(modules, loss, are_alike=True).train()
-        parts = list(stacked.skeleton.modules())
-        before = [dict(vars(part)) for part in parts]
+        # Copied in the modes of the pass, to see what it leaves; a list may be changed in place.
+        untouched = deepcopy(modules[0]).train()
         with seeded_default_generators(device, 0, "trial"):
             batch = _few_rows(to_device(batch, device))
             stacked.loss(batch, num_data=batch.num_rows).sum().backward()
     except Exception as error:  # Every operation fails in its own way; the loop will show the error if it is real.
         line = str(error).strip().partition("\n")[0]
         return Trial(f"the vectorised pass fails with {type(error).__name__}: {line}", False)
-    for part, own in zip(parts, before, strict=True):
-        if not same_attributes(vars(part), own):
-            return Trial(
-                f"{type(part).__name__} changes its attributes in a pass, which the members would not keep", False
-            )
+    if reason := why_not_alike([untouched, stacked.skeleton.member]):  # type: ignore[list-item]
+        return Trial(f"a pass leaves something behind, which the members would not keep: {reason}", False)
     return Trial("", not stacked.why_not_batched)
 
 
