@@ -230,6 +230,10 @@ def _scores(
 
 def _resample(scores: dict[str, dict[str, Scores]], seed: int, clusters: object) -> dict[str, dict[str, Tensor]]:
     count = next(iter(next(iter(scores.values())).values())).num_examples
+    if count == 1:
+        raise BadInput(
+            "data has one example only; from one nothing can be told about others, and a comparison needs two at least"
+        )
     index = None if clusters is None else cluster_index(clusters, count)
     together = Together([kept for own in scores.values() for kept in own.values()])
     chunks = [

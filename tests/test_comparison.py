@@ -232,3 +232,12 @@ def test_table_marks_what_is_clear() -> None:
     assert "*" in text.splitlines()[3]
     assert "differences from a" in text
     assert "hold for all at once" in text
+
+
+def test_one_example_tells_no_difference() -> None:
+    """Its resamples are all the same, so that any difference would be clear."""
+    predictors = {name: bg.Deterministic(nn.Linear(4, 3)) for name in ("a", "b")}
+    x, y = torch.randn(2, 4), torch.tensor([0, 1])
+    with pytest.raises(BadInput, match="one example only"):
+        compare(predictors, (x[:1], y[:1]))
+    compare(predictors, (x, y))
