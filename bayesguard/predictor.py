@@ -449,7 +449,8 @@ class Predictor(nn.Module, ABC):
         for batch in self._batches(data, batch_size):
             if batch.targets is None:
                 raise BadInput("data has no targets; batches must be (inputs, targets)")
-            outputs = Forward(self.network, batch.inputs, batch.kwargs, self.output)()
+            # Data may be views of what was given, and are read again in the next epoch.
+            outputs = Forward(self.network, batch.inputs, batch.kwargs, self.output, copies=True)()
             total -= self.likelihood.log_prob(outputs, batch.targets).double().sum().item()
             rows += len(outputs)
         return total / rows

@@ -37,7 +37,7 @@ class Deterministic(Predictor):
         self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any
     ) -> Iterator[Tensor]:
         """Yield the network's outputs `[1, N, ...]`; there is one function, however many draws are asked for."""
-        forward = Forward(self.network, inputs, kwargs, self.output)
+        forward = Forward(self.network, inputs, kwargs, self.output, copies=True)
         if self._own_randomness is None and forward.num_rows:
             self._own_randomness = _differs(forward, seed)
         if self._own_randomness:

@@ -151,7 +151,7 @@ class MemberOutputs:
         loop = choice.seconds["loop"] / len(members)
         memory = want.nbytes
         if way in _TOGETHER:
-            memory += bytes_between(networks[0], lambda: networks[0](x[:1])) * len(x) * (len(members) - 1)
+            memory += bytes_between(networks[0], lambda: networks[0](x[:1].clone())) * len(x) * (len(members) - 1)
         return Plan(way, f"measured: {choice}", choice.seconds[way], loop, memory)
 
     def _stack(self, networks: Sequence[nn.Module], x: Tensor, way: str) -> MemberBatch:
@@ -217,7 +217,8 @@ def _joined(outputs: Sequence[Tensor]) -> Tensor:
 
 
 def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:
-    return torch.stack([member.network(x) for member in members])
+    # A network may write over its input.
+    return torch.stack([member.network(x.clone()) for member in members])
 
 
 def _check_equal(got: Tensor, want: Tensor) -> None:

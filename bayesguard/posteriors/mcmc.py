@@ -295,7 +295,7 @@ class _PotentialOf:
         positional, keywords = inputs
         self.weights, self.likelihood = predictor.weights, predictor.likelihood
         self.prior = predictor.prior.joint(predictor.weights.named())
-        whole = Forward(predictor.network, positional, keywords, predictor.output)
+        whole = Forward(predictor.network, positional, keywords, predictor.output, copies=True)
         with torch.no_grad():
             self.forward = head_of(whole, predictor.weights) or whole
             # Looked at once: thousands of gradients follow.

@@ -5,10 +5,12 @@ The ways that give the loop's outputs are timed once for each kind of input, and
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 
 from bayesguard.errors import IdenticalDraws, UnsupportedNetwork
 from bayesguard.layers import at_mean
@@ -117,15 +119,38 @@ class WeightOutputs:
             IdenticalDraws: No call of the network takes a random weight.
         """
         self.weights.check_in(forward.network)
+        # Every draw starts from what was given, whatever the network writes over.
+        forward = forward.copying()
         step = min(draws_per_chunk or _DRAWS_PER_CHUNK, _DRAWS_PER_CHUNK)
         mirrored = mirrored and draws.start % 2 == 0 and step % 2 == 0
         run: Callable[[Tensor], Tensor] | None = None
         for start in range(draws.start, draws.stop, step):
             own = flats(range(start, min(start + step, draws.stop)))
-            if run is None:
-                self.last = self._plan(forward, own, mirrored)
-                run = self._way(self.last.way, forward)
+            run = run or self._planned(forward, own, mirrored)
             yield run(own)
+
+    def _planned(self, forward: Forward, flats: Tensor, mirrored: bool) -> Callable[[Tensor], Tensor]:
+        """Return the way that was chosen as a function; where it fails, since the network was changed, the loop's."""
+        key = (forward.signature, forward.num_rows.bit_length(), len(flats), mirrored)
+        if key not in self._plans:
+            self._plans[key] = self._make_plan(forward, flats, mirrored)
+        plan = self.last = self._plans[key]
+        run: Callable[[Tensor], Tensor] | None = None
+
+        def guarded(flats: Tensor) -> Tensor:
+            nonlocal run
+            try:
+                run = run or self._way(plan.way, forward)
+                return run(flats)
+            except Exception as error:
+                if plan.way == "loop":
+                    raise
+                run = self._way("loop", forward)
+                outputs = run(flats)  # What is the matter with the inputs is raised here.
+                self.last = self._plans[key] = Plan("loop", f"{plan.way}: {_first_line(error)}")
+                return outputs
+
+        return guarded
 
     def _way(self, way: str, forward: Forward) -> Callable[[Tensor], Tensor]:
         """Return the outputs `[s, N, ...]` of draws `[s, P]` as a function, which may remember what draws share."""
@@ -133,18 +158,20 @@ class WeightOutputs:
             return torch.vmap(lambda flat: self.once(forward, flat))
         if way == "shared features":
             head = head_of(forward, self.weights)
-            assert head is not None
+            if head is None:
+                raise UnsupportedNetwork("the output is no longer the last layer's alone")
             return torch.vmap(lambda flat: self.once(head, flat))
         if way == "mirrored pairs":
-            pairs = MirroredPairs(forward.tensors())
-            return lambda flats: self._paired(forward, flats, pairs)
+            return partial(self._paired, forward, shared := forward.copied(), MirroredPairs(shared.tensors()))
         return lambda flats: torch.stack([self.once(forward, flat) for flat in flats])
 
-    def _paired(self, forward: Forward, flats: Tensor, pairs: MirroredPairs) -> Tensor:
+    def _paired(self, forward: Forward, shared: Forward, pairs: MirroredPairs, flats: Tensor) -> Tensor:
         outputs = []
         for number, flat in enumerate(flats):
             place: Place = "second" if number % 2 else "first" if number + 1 < len(flats) else "alone"
-            outputs.append(self.once(forward, flat, pairs, place))
+            outputs.append(self.once(shared, flat, pairs, place))
+        if not same_numbers([*forward.tensors()], [*shared.tensors()]):
+            raise UnsupportedNetwork("the network writes over its inputs")
         if not pairs.used:
             raise UnsupportedNetwork("no layer with random weights takes the inputs themselves")
         return torch.stack(outputs)
@@ -164,12 +191,6 @@ class WeightOutputs:
             )
         return outputs
 
-    def _plan(self, forward: Forward, flats: Tensor, mirrored: bool) -> Plan:
-        key = (forward.signature, forward.num_rows.bit_length(), len(flats), mirrored)
-        if key not in self._plans:
-            self._plans[key] = self._make_plan(forward, flats, mirrored)
-        return self._plans[key]
-
     def _make_plan(self, forward: Forward, flats: Tensor, mirrored: bool) -> Plan:
         want = self._way("loop", forward)(flats)
         if len(flats) == 1 or forward.num_rows == 0:
@@ -180,7 +201,7 @@ class WeightOutputs:
             try:
                 why = difference(self._way(way, forward)(flats), want)
             except Exception as error:  # Every network refuses in its own way; the loop goes on.
-                why = str(error).strip().partition("\n")[0]
+                why = _first_line(error)
             if why:
                 reasons.append(f"{way}: {why}")
             else:
@@ -214,6 +235,10 @@ class WeightOutputs:
         return found
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
 def _at_mean(forward: Forward) -> Tensor:
     with at_mean():
         return forward()
@@ -228,6 +253,9 @@ def head_of(forward: Forward, weights: Weights) -> Forward | None:
     if len(owners) != 1:
         return None
     layer = next(iter(owners.values()))
+    # The features are what its hooks have made of them, and would go through them again.
+    if layer._forward_pre_hooks or module_hooks._global_forward_pre_hooks:
+        return None
     calls: list[tuple[Any, Any, Any]] = []
     hook = layer.register_forward_hook(
         lambda module, args, kwargs, output: calls.append((args, kwargs, output)), with_kwargs=True

@@ -3,7 +3,6 @@
 import dis
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from operator import is_
 from typing import Any
 
 import torch
@@ -53,12 +52,16 @@ class MemberBatch:
         children = [module._modules for module in every]
         self._held = [vars(module) for module in every] + [own for own in children if own]
         self._copies = [dict(held) for held in self._held]
+        # Dicts are equal in any order, and `nn.Sequential` runs its modules in theirs.
+        self._children = [own for own in children if own]
+        self._orders = list(map(list, self._children))
         named_tensors = [own for module in every for own in (module._parameters, module._buffers)]
         hooks = [own for module in every for own in (module._forward_hooks, module._forward_pre_hooks)]
         # Most of these hold nothing, and one look shows whether that is still so.
         self._empty = [own for own in (*children, *named_tensors) if not own] + hooks
         self._named = [own for own in named_tensors if own]
         self._owned = list(_values(self._named))
+        self._identities = list(map(id, self._owned))
         self._tensors = list(chain.from_iterable(own.values() for own in named))
         self._views = list(chain.from_iterable(zip(*(stack.unbind() for stack in stacks), strict=True)))
         self._plain = has_one_path(networks[0])
@@ -82,10 +85,11 @@ class MemberBatch:
             return False
         return (
             same
+            and list(map(list, self._children)) == self._orders
             and not any(self._empty)
             and all(_code_of(module) is code for module, code in self._forwards)
             and not _hooks_of_all_modules()
-            and all(map(is_, _values(self._named), self._owned))
+            and list(map(id, _values(self._named))) == self._identities
             and all(map(Tensor.is_set_to, self._tensors, self._views))
         )
 

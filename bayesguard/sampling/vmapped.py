@@ -39,6 +39,9 @@ class VmappedMembers:
             result: Tensor = functional_call(self._skeleton, tensors, (x,))
             return result
 
+        x = (
+            x.clone()
+        )  # A network may write over its input where some numbers are in it, which the first pass did not see.
         with self._lock:
             return torch.vmap(outputs)({f"network.{name}": own for name, own in self._stacked.items()}).contiguous()
 
@@ -57,10 +60,10 @@ class _Skeleton(nn.Module):
         if not self.is_watched:
             outputs: Tensor = self.network(x)
             return outputs
-        given = x.clone()
+        version = x._version
         with unchanged(self.network):
-            outputs = self.network(given)
-        if given._version:
+            outputs = self.network(x)
+        if x._version != version:
             raise Unbatchable("the network changes its input in place")
         self.is_watched = False
         return outputs
