@@ -36,6 +36,12 @@ def network(classes: int = 3) -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, classes))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same networks in any order of tests: some of them make calibration warn."""
+    torch.manual_seed(0)
+
+
 def predictor() -> bg.MCDropout:
     return bg.MCDropout(network(), num_samples=4)
 
