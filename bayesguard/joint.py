@@ -140,7 +140,8 @@ class StackedMembers(nn.Module):
             value: tuple[Tensor, dict[str, Tensor]] = functional_call(self._skeleton[0], own, (batch, num_data))
             return value
 
-        losses, after = vmap(objective, randomness="different")(parameters, buffers)
+        with _FixedPadding():
+            losses, after = vmap(objective, randomness="different")(parameters, buffers)
         for name, buffer in after.items():
             # Batch statistics changed in place are there already; a buffer that was replaced is put in its place.
             self._buffers[_key(name)] = buffer.detach()
@@ -165,6 +166,23 @@ class _NoDropout(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         return args[0] if func is nn.functional.dropout else func(*args, **(kwargs or {}))
+
+
+class _FixedPadding(TorchFunctionMode):
+    """Gives the padding row of a table no gradient.
+
+    torch's vmap looks for it in the first member's table alone, where members look up rows of their own.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        if func is not nn.functional.embedding:
+            return outputs
+        given = dict(zip(("input", "weight", "padding_idx"), args, strict=False)) | (kwargs or {})
+        if (padding := given.get("padding_idx")) is None:
+            return outputs
+        is_padding = given["input"] == padding % given["weight"].shape[0]
+        return torch.where(is_padding.unsqueeze(-1), outputs.detach(), outputs)
 
 
 def _why_not_batched(modules: Sequence[nn.Module], loss: MemberLoss) -> str:
