@@ -184,6 +184,8 @@ class Compaction:
         mask = self.masks.channels(shape, rate, input.device)
         if mask is None:
             return None
+        if not len(mask.kept):  # convolutions take no tensors without channels
+            return torch.zeros(input.shape, dtype=input.dtype, device=input.device)
         part = _part_of(input)
         if isinstance(part, Product) and part.axis == mask.axis:
             kept = Kept(part.shape, part.axis, mask.kept, mask.scale, picked=part.of(mask.kept))

@@ -1,7 +1,8 @@
 """How the engine finds out about a network: where its masks lie, which strategies are exact, which is the fastest."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -300,7 +301,7 @@ class _TrialPass:
         mode = Intercept(masks, settings.selected, spared=spared)
         with seeded_default_generators(forward.device, seed, 0):
             before = default_states(forward.device)
-            with intercepted(mode):
+            with intercepted(mode), _what_was_tried(copies):
                 self.outputs = own()
             drew = not all(map(torch.equal, before, default_states(forward.device)))
         self.calls, self.drops_in_place = masks.calls, mode.drops_in_place
@@ -308,6 +309,19 @@ class _TrialPass:
         self.own_randomness = mode.own_randomness or drew
         pairs = zip(given.tensors(), own.tensors(), strict=True)
         self.overwrites_inputs = any(version_of(now) or not torch.equal(then, now) for then, now in pairs)
+
+
+@contextmanager
+def _what_was_tried(copies: int) -> Iterator[None]:
+    """Add to an error of the network why it was called on other rows than were given."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"bayesguard called the network on {copies} copies of the first example, to see where its masks lie; inputs with "
+            "as many entries along their first axis as there are examples were taken for one entry an example"
+        )
+        raise
 
 
 def _looks_behind_dropout(settings: Settings, forward: Forward, seed: int) -> bool:

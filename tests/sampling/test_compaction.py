@@ -140,6 +140,25 @@ def test_compaction_is_exact(name: str) -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("dropped", ["first", "second"])
+def test_all_channels_may_be_dropped(dropped: str) -> None:
+    """With two channels and p = 0.5 it happens in a quarter of the draws."""
+    torch.manual_seed(0)
+    wide, narrow = (2, 8) if dropped == "first" else (8, 2)
+    network = nn.Sequential(
+        nn.Conv2d(1, wide, 3),
+        nn.Dropout2d(),
+        nn.Conv2d(wide, narrow, 3),
+        nn.ReLU(),
+        nn.Dropout2d(),
+        nn.Conv2d(narrow, 3, 2),
+    )
+    network, x = network.double().eval(), torch.randn(5, 1, 6, 6, dtype=torch.float64)
+    want, got = outputs(network, x, "loop"), outputs(network, x, "compact")
+    assert (got - want).abs().max() < 1e-12
+    assert (want.std(dim=1).flatten(1).amax(dim=1) == 0).any()
+
+
 def test_what_is_dropped_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hidden layer is computed for the units that the next dropout keeps, from those that the last one kept."""
     seen: list[tuple[int, ...]] = []

@@ -235,3 +235,21 @@ def test_no_draw_is_lost_where_plan_after_plan_fails(way: str) -> None:
         draws = drawn(Network(between), inputs(ROWS, 4), way)
     assert draws.shape == (11, ROWS, 3)
     assert draws.std(0).min() > 1e-3
+
+
+class TakesWeights(nn.Module):
+    """Its second input has as many rows as there are examples, by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.drop(x) @ weights
+
+
+def test_an_error_on_other_rows_than_were_given_says_so() -> None:
+    with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+        bg.MCDropout(TakesWeights())(torch.randn(8, 8), torch.randn(8, 3))
+    assert "2 copies of the first example" in caught.value.__notes__[0]
+    bg.MCDropout(TakesWeights())(torch.randn(9, 8), torch.randn(8, 3))
