@@ -15,7 +15,7 @@ from bayesguard.errors import BadInput
 from bayesguard.history import History
 from bayesguard.predictor import Predictor, join_inputs
 from bayesguard.sampling import seeded_default_generators
-from bayesguard.sampling.agreement import rounding_of
+from bayesguard.sampling.agreement import first_line, rounding_of
 from bayesguard.sampling.alike import same_values, why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.members import TrainedBatch
@@ -383,8 +383,7 @@ def _one_step(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> T
             batch = _few_rows(to_device(batch, device))
             stacked.loss(batch, num_data=batch.num_rows).sum().backward()
     except Exception as error:  # Every operation fails in its own way; the loop will show the error if it is real.
-        line = str(error).strip().partition("\n")[0]
-        return Trial(f"the vectorised pass fails with {type(error).__name__}: {line}", False)
+        return Trial(f"the vectorised pass fails with {type(error).__name__}: {first_line(error)}", False)
     if reason := why_not_alike([untouched, stacked.skeleton.member]):  # type: ignore[list-item]
         return Trial(f"a pass leaves something behind, which the members would not keep: {reason}", False)
     return Trial("", not stacked.why_not_batched)

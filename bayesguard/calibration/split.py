@@ -89,8 +89,7 @@ class SplitConformal(Calibrator):
         Raises:
             BadInput: No examples, scores that are not numbers, or weights that are worth less than 20 examples.
         """
-        if self.by_group != (groups is not None):
-            raise BadInput('groups= goes with by_group=True (by="group" for classes), and is needed there')
+        self._check_groups(groups)
         self._pending = groups, weights
         try:
             return super().fit(pred, targets)
@@ -129,6 +128,10 @@ class SplitConformal(Calibrator):
             return torch.zeros(len(targets), dtype=torch.long, device=pred.device)
         return _groups(groups, len(targets)).to(pred.device)
 
+    def _check_groups(self, groups: object) -> None:
+        if self.by_group != (groups is not None):
+            raise BadInput('groups= goes with by_group=True (by="group" for classes), and is needed there')
+
     def forward(self, pred: Predictive, *, groups: object = None, weights: object = None) -> Predictive:
         """Return the predictive with guaranteed sets or intervals.
 
@@ -141,8 +144,7 @@ class SplitConformal(Calibrator):
             raise NotFitted(
                 f"this {type(self).__name__} is not fitted; call fit(pred, targets) on held-out predictions"
             )
-        if self.by_group != (groups is not None):
-            raise BadInput('groups= goes with by_group=True (by="group" for classes), and is needed there')
+        self._check_groups(groups)
         if bool(self.is_weighted) != (weights is not None):
             raise BadInput("weights= is needed where fit had weights, and only there")
         rows: RowValues = {}
@@ -217,8 +219,7 @@ class SplitConformal(Calibrator):
             )
         if self.is_weighted:
             raise BadInput("p-values are for a calibrator that was fitted without weights")
-        if self.by_group != (groups is not None):
-            raise BadInput('groups= goes with by_group=True (by="group" for classes), and is needed there')
+        self._check_groups(groups)
         with torch.no_grad():
             values = as_given(targets, "targets").to(pred.device)
             scores = self._score(pred, values)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bayesguard.errors import BadInput
 from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.predictor import Predictor
-from bayesguard.sampling.agreement import difference
+from bayesguard.sampling.agreement import difference, first_line
 from bayesguard.sampling.alike import why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.choice import fastest
@@ -81,7 +81,7 @@ class MemberOutputs:
             if plan.way == "channels last" and all(map(_is_plain_member, members)):
                 return _loop(members, channels_last(x))
         except Exception as error:  # Every network fails in its own way; the loop raises what is the matter.
-            self.last = Plan("loop", _first_line(error))
+            self.last = Plan("loop", first_line(error))
         return None
 
     def _plan(self, members: Sequence[Predictor], x: Tensor) -> Plan:
@@ -130,7 +130,7 @@ class MemberOutputs:
                 ways[way] = partial(call, x)
                 break
             except Exception as error:
-                why = _first_line(error)
+                why = first_line(error)
                 # What keeps members from being stacked at all does so for both.
                 if not any(reason.endswith(f": {why}") for reason in reasons):
                     reasons.append(f"{way}: {why}")
@@ -139,7 +139,7 @@ class MemberOutputs:
                 _check_equal(_loop(members, channels_last(x)), want)
                 ways["channels last"] = lambda: _loop(members, channels_last(x))
             except Exception as error:
-                reasons.append(f"channels last: {_first_line(error)}")
+                reasons.append(f"channels last: {first_line(error)}")
         if len(ways) == 1:
             return Plan("loop", "; ".join(reasons))
         choice = fastest(ways, x.device)
@@ -225,7 +225,3 @@ def _check_equal(got: Tensor, want: Tensor) -> None:
     """Raise Unbatchable where outputs differ by more than rounding."""
     if why := difference(got, want):
         raise Unbatchable(why)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

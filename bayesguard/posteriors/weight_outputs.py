@@ -15,7 +15,7 @@ from torch.nn.modules import module as module_hooks
 from bayesguard.errors import IdenticalDraws, UnsupportedNetwork
 from bayesguard.layers import at_mean
 from bayesguard.sampling import Forward
-from bayesguard.sampling.agreement import difference
+from bayesguard.sampling.agreement import difference, first_line
 from bayesguard.sampling.choice import Choice, cost_line, fastest, memory_line, seconds_of
 from bayesguard.sampling.memory import bytes_between
 from bayesguard.sampling.mirrored import MirroredPairs, Place
@@ -147,7 +147,7 @@ class WeightOutputs:
                     raise
                 run = self._way("loop", forward)
                 outputs = run(flats)  # What is the matter with the inputs is raised here.
-                self.last = self._plans[key] = Plan("loop", f"{plan.way}: {_first_line(error)}")
+                self.last = self._plans[key] = Plan("loop", f"{plan.way}: {first_line(error)}")
                 return outputs
 
         return guarded
@@ -201,7 +201,7 @@ class WeightOutputs:
             try:
                 why = difference(self._way(way, forward)(flats), want)
             except Exception as error:  # Every network refuses in its own way; the loop goes on.
-                why = _first_line(error)
+                why = first_line(error)
             if why:
                 reasons.append(f"{way}: {why}")
             else:
@@ -233,10 +233,6 @@ class WeightOutputs:
         if flats.numel() <= _MAX_VECTORISED:
             found.append("vectorised")
         return found
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def _at_mean(forward: Forward) -> Tensor:

@@ -25,3 +25,8 @@ def difference(got: Tensor, want: Tensor) -> str:
     if not torch.allclose(got, want, rtol=0, atol=rounding_of(want.dtype) * scale, equal_nan=True):
         return "its outputs differ from the plain loop's"
     return ""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says; empty where it says nothing."""
+    return str(error).strip().partition("\n")[0]

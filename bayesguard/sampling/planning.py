@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesguard.errors import BadInput, RandomnessWarning
-from bayesguard.sampling.agreement import difference
+from bayesguard.sampling.agreement import difference, first_line
 from bayesguard.sampling.choice import cost_line, memory_line, seconds_of
 from bayesguard.sampling.compaction import version_of
 from bayesguard.sampling.forward import Forward
@@ -361,7 +361,7 @@ def disagreement_of(
             raise
         if is_out_of_memory(error):
             return "it does not fit into memory"
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     found = difference(got, want)
     # Of the right form and with other numbers: what these networks do.
     return f"{found} (the network mixes examples, or keeps a state)" if "differ from" in found else found

@@ -39,9 +39,8 @@ class VmappedMembers:
             result: Tensor = functional_call(self._skeleton, tensors, (x,))
             return result
 
-        x = (
-            x.clone()
-        )  # A network may write over its input where some numbers are in it, which the first pass did not see.
+        # A network may write over its input where some numbers are in it, which the first pass did not see.
+        x = x.clone()
         with self._lock:
             return torch.vmap(outputs)({f"network.{name}": own for name, own in self._stacked.items()}).contiguous()
 

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.posteriors import ensemble_prediction, weight_outputs
-from bayesguard.sampling.choice import Choice
+from tests.chosen_ways import choose_way
 
 WIDTH = 6
 SEEDS = range(7)
@@ -233,15 +232,6 @@ CHANGES: list[Change] = [
 
 
 # Predictions beside the plain loop.
-
-
-def choose_way(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    def fastest(candidates: dict[str, Any], device: torch.device) -> Choice:
-        chosen = way if way in candidates else "loop"
-        return Choice(chosen, {name: float(name != chosen) for name in candidates})
-
-    monkeypatch.setattr(ensemble_prediction, "fastest", fastest)
-    monkeypatch.setattr(weight_outputs, "fastest", fastest)
 
 
 def inputs(choose: random.Random) -> Tensor:

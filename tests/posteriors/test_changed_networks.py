@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard.posteriors.weight_outputs import head_of
 from bayesguard.sampling import Forward
-from tests.posteriors.test_inputs_written_over import X, choose, made, under
+from tests.chosen_ways import choose_way
+from tests.posteriors.test_inputs_written_over import X, made, under
 
 
 def _square() -> nn.Module:
@@ -45,7 +46,7 @@ def _shifted(network: Any) -> None:
 def test_members_of_a_batched_product(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module], change: Callable[[Any], None], places: list[int]
 ) -> None:
-    choose(monkeypatch, "batched")
+    choose_way(monkeypatch, "batched")
     ensemble = bg.DeepEnsemble([made(make, seed) for seed in range(3)])
     ensemble(X)
     assert "batched product" in ensemble.strategy
@@ -77,7 +78,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("way", ["mirrored pairs", "vectorised", "shared features", "loop"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_draws_of_weights(monkeypatch: pytest.MonkeyPatch, change: str, way: str) -> None:
-    choose(monkeypatch, way)
+    choose_way(monkeypatch, way)
     subset = "last_layer" if way == "shared features" else "all"
     network = made(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)))
     predictor = bg.Variational(network, init_scale=0.3, subset_of_weights=subset)
@@ -95,7 +96,7 @@ def test_draws_of_weights(monkeypatch: pytest.MonkeyPatch, change: str, way: str
 
 
 def test_an_error_of_the_network_is_its_own_and_costs_no_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(monkeypatch, "vectorised")
+    choose_way(monkeypatch, "vectorised")
     predictor = bg.Variational(made(lambda: nn.Embedding(5, 3)), init_scale=0.3)
     x = torch.tensor([[0], [1]])
     predictor.draw_outputs(x)
@@ -106,7 +107,7 @@ def test_an_error_of_the_network_is_its_own_and_costs_no_way(monkeypatch: pytest
 
 
 def test_a_way_that_fails_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(monkeypatch, "vectorised")
+    choose_way(monkeypatch, "vectorised")
     predictor = bg.Variational(made(lambda: nn.Sequential(nn.Linear(4, 3))), init_scale=0.3)
     predictor.draw_outputs(X)
     predictor.network.get_submodule("0").register_forward_hook(_looked_at)

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.posteriors import ensemble_prediction, weight_outputs
-from bayesguard.sampling.choice import Choice
+from tests.chosen_ways import choose_way
 
 X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 TARGETS = torch.tensor([0, 1, 2, 0, 1])
@@ -79,15 +77,6 @@ def under(network: nn.Module, x: Tensor, weights: dict[str, Tensor] | None = Non
     return outputs
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    def fastest(candidates: dict[str, Any], device: torch.device) -> Choice:
-        chosen = way if way in candidates else "loop"
-        return Choice(chosen, {name: float(name != chosen) for name in candidates})
-
-    monkeypatch.setattr(ensemble_prediction, "fastest", fastest)
-    monkeypatch.setattr(weight_outputs, "fastest", fastest)
-
-
 def check(predictor: bg.Predictor, want: Callable[[Tensor], Tensor]) -> None:
     for x in (X, 200 * X, X[:1]):
         given, outputs = x.clone(), want(x)
@@ -108,7 +97,7 @@ def test_one_network(make: Callable[[], nn.Module]) -> None:
 @pytest.mark.parametrize("way", ["loop", "batched", "vmap"])
 @pytest.mark.parametrize("make", MAKE)
 def test_members(monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module], way: str) -> None:
-    choose(monkeypatch, way)
+    choose_way(monkeypatch, way)
     ensemble = bg.DeepEnsemble([made(make, seed) for seed in range(3)])
     check(ensemble, lambda x: torch.stack([under(member.network, x) for member in ensemble.members]))
 
@@ -116,7 +105,7 @@ def test_members(monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module],
 @pytest.mark.parametrize("way", ["loop", "mirrored pairs", "vectorised", "shared features"])
 @pytest.mark.parametrize("make", MAKE)
 def test_draws_of_weights(monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module], way: str) -> None:
-    choose(monkeypatch, way)
+    choose_way(monkeypatch, way)
     subset = "last_layer" if way == "shared features" else "all"
     predictor = bg.Variational(made(make), init_scale=0.3, subset_of_weights=subset)
     weights = predictor.weight_draws(11)
@@ -125,7 +114,7 @@ def test_draws_of_weights(monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn
 
 
 def test_pairs_are_still_mirrored_where_inputs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(monkeypatch, "mirrored pairs")
+    choose_way(monkeypatch, "mirrored pairs")
     predictor = bg.Variational(made(Layers), init_scale=0.3)
     predictor(X)
     assert predictor.strategy.startswith("mirrored pairs")

@@ -194,8 +194,7 @@ def test_random_numbers_that_have_no_name_here_follow_the_seed(
     def between(hidden: Tensor, drop: nn.Module) -> Tensor:
         return noise(network_dropout(hidden, drop)) if late else network_dropout(hidden + noise(hidden), drop)
 
-    x, state = inputs(ROWS), torch.get_rng_state()
-    network = Network(between)
+    x, network = inputs(ROWS), Network(between)
     state = torch.get_rng_state()
     first, second = drawn(network, x, way), drawn(network, x, way)
     assert torch.equal(first, second)
