@@ -48,6 +48,8 @@ _STATELESS: dict[type[Likelihood], str | None] = {
     Poisson: None,
 }
 
+_NUM_MEMBERS = 5
+
 Members = Sequence[nn.Module] | Callable[[int], nn.Module]
 
 
@@ -59,7 +61,7 @@ class DeepEnsemble(Predictor):
             random streams of the member's own.
         likelihood: What the outputs say about the target; each member learns its own copy. None for
             `likelihoods.Categorical()`; members that are predictors keep theirs.
-        num_members: Members that a factory makes.
+        num_members: Members that a factory makes; None for five.
         bootstrap: Train each member on a resample of the data of the same size.
         adversarial_epsilon: Step of the adversarial examples that smooth the training (section 2.3 of the paper,
             1 % of each feature's range there): a number or a tensor per feature; None for none.
@@ -68,7 +70,7 @@ class DeepEnsemble(Predictor):
         options: `output`, `input_key`, `target_key`, `copy`, `seed`: see `Predictor`.
 
     Raises:
-        BadInput: No members, or two of them with identical parameters.
+        BadInput: No members, two of them with identical parameters, or a list of another length than `num_members`.
 
     Examples:
         >>> import torch
@@ -82,7 +84,7 @@ class DeepEnsemble(Predictor):
         members: Members,
         likelihood: Likelihood | None = None,
         *,
-        num_members: int = 5,
+        num_members: int | None = None,
         bootstrap: bool = False,
         adversarial_epsilon: float | Tensor | None = None,
         joint: bool | Literal["auto"] = "auto",
@@ -277,18 +279,23 @@ def _copied(inputs: Any) -> Any:
     return map_leaves(inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
-def _make_networks(members: Members, num_members: int, seed: int) -> list[nn.Module]:
+def _make_networks(members: Members, num_members: int | None, seed: int) -> list[nn.Module]:
     if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
         raise BadType(
             "members is one network; an ensemble needs a list of networks, or a factory `seed -> network` "
             "(copies of one network would all be the same)"
         )
     if callable(members) and not isinstance(members, nn.ModuleList):
-        count = check_count(num_members, "num_members")
+        count = check_count(_NUM_MEMBERS if num_members is None else num_members, "num_members")
         return [_make_network(members, derive_seed(seed, "member", index) % 2**31) for index in range(count)]
     networks = list(members)
     if not networks:
         raise BadInput("members is empty; an ensemble needs at least one network")
+    if num_members is not None and num_members != len(networks):
+        raise BadInput(
+            f"num_members={num_members} was asked for, and members is a list of {len(networks)}: leave num_members out, or "
+            "hand in a factory `seed -> network`"
+        )
     return networks
 
 

@@ -195,12 +195,12 @@ def _is_plain_member(member: Predictor) -> bool:
 
 
 def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
-    """Whether the members are still those whose networks were stacked, and give all of their output."""
+    """Whether the members are still plain networks, those that were stacked, and give all of their output."""
     # An attribute that is a module takes torch ten times as long to find as an entry of its dictionary.
     if len(members) != batch.count:
         return False
     for member, network in zip(members, batch.networks, strict=True):
-        if member._modules["network"] is not network or member.output is not None:
+        if type(member) is not Deterministic or member._modules["network"] is not network or member.output is not None:
             return False
     return True
 

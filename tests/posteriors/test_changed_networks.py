@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bayesguard as bg
 from bayesguard.posteriors.weight_outputs import head_of
-from bayesguard.sampling import Forward
+from bayesguard.sampling import Forward, derive_seed
 from tests.chosen_ways import choose_way
 from tests.posteriors.test_inputs_written_over import X, made, under
 
@@ -58,6 +58,22 @@ def test_members_of_a_batched_product(
     for _ in range(2):
         assert torch.allclose(ensemble.draw_outputs(X), want, rtol=0, atol=1e-10)
         assert torch.allclose(ensemble(X).probs, want.softmax(-1).mean(0), rtol=0, atol=1e-10)
+
+
+def test_a_member_that_becomes_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_way(monkeypatch, "batched")
+    ensemble = bg.DeepEnsemble([made(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), s) for s in range(2)])
+    ensemble(X)
+    assert "batched product" in ensemble.strategy
+    # The very network that is part of the product.
+    ensemble.network._modules["1"] = bg.MCDropout(ensemble.members[1].network, copy=False)
+    outputs = [
+        member.draw_outputs(X, seed=derive_seed(5, "member", index)) for index, member in enumerate(ensemble.members)
+    ]
+    assert [*map(len, outputs)] == [1, 32]
+    assert torch.equal(ensemble.draw_outputs(X, seed=5), torch.cat(outputs))
+    want = torch.stack([own.softmax(-1).mean(0) for own in outputs]).mean(0)
+    assert torch.allclose(ensemble(X, seed=5).probs, want, rtol=0, atol=1e-10)
 
 
 def _doubled_input(module: nn.Module, args: Any) -> Any:

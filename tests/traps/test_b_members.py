@@ -80,6 +80,12 @@ def test_b3_one_network_is_no_ensemble() -> None:
         DeepEnsemble(mlp())
 
 
+def test_b3_a_list_has_the_length_that_was_asked_for() -> None:
+    with pytest.raises(BadInput, match="num_members=5 was asked for, and members is a list of 2"):
+        DeepEnsemble([mlp(), mlp()], num_members=5)
+    assert len(DeepEnsemble([mlp(), mlp()], num_members=2).members) == 2
+
+
 def test_b4_two_threads_leave_the_members_whole() -> None:
     import threading
 
