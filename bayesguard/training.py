@@ -98,7 +98,8 @@ def fit(
         patience: Stop after this many epochs without a lower validation NLL, and go back to the best weights.
             Without it the last weights stay.
         checkpoint: A file written after every epoch; where it exists, training goes on from it. One that has
-            `epochs` epochs or more, or was stopped early, is only loaded.
+            `epochs` epochs or more, or was stopped early, is only loaded. Settings and the number of examples must
+            be the file's.
         progress: True for a progress bar.
         seed: Seed of shuffling, dropout and all else that torch draws.
         input_key: As in `bayesguard.data.batches`.
@@ -325,9 +326,10 @@ class _Run:
             return self.save(path)
         state = load_tree(path, kind=_CHECKPOINT)
         for name, mine in self._settings().items():
-            if state["settings"][name] != mine:
+            # Files of earlier versions do not say how many examples there were.
+            if (theirs := state["settings"].get(name, mine)) != mine:
                 raise BadInput(
-                    f"checkpoint {os.fspath(path)} was written with {name}={state['settings'][name]!r}, "
+                    f"checkpoint {os.fspath(path)} was written with {name}={theirs!r}, "
                     f"this training has {mine!r}: use the same, or another file"
                 )
         check_fits(state["module"], self.module, path)
@@ -355,6 +357,7 @@ class _Run:
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "early stopping": self.patience is not None,
             "generators": len(self.generators),
+            "examples": self.num_data,
         }
 
 

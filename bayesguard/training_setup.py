@@ -70,6 +70,11 @@ def make_optimizer(optimizer: OptimizerFactory | Optimizer | None, parameters: l
             "optimizer holds parameters that are not trained here (a predictor works on a copy of the network, "
             "unless copy=False): pass a function, as functools.partial(torch.optim.SGD, lr=0.1), not an object"
         )
+    # A scheduler that warms up starts at 0, and is made after this.
+    if all(float(group.get("initial_lr", group.get("lr", 1.0))) == 0 for group in made.param_groups):
+        raise BadInput(
+            f"the learning rate of {type(made).__name__} is 0, with which nothing is trained; give it one above 0"
+        )
     return made
 
 

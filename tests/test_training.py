@@ -245,6 +245,7 @@ class _Dry:
         (DATA, {"precision": "float16"}, "needs CUDA"),
         (DATA, {"validation": DATA, "validation_loss": lambda data: math.nan}, "validation NLL is NaN after epoch 1"),
         (DATA, {"optimizer": torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1)}, "works on a copy"),
+        (DATA, {"optimizer": functools.partial(torch.optim.SGD, lr=0.0)}, "learning rate of SGD is 0"),
     ],
 )
 def test_unusable_settings_are_named(data: Any, settings: dict[str, Any], message: str) -> None:

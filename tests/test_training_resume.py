@@ -155,6 +155,7 @@ def test_an_early_stopped_checkpoint_stays_stopped(tmp_path: Path) -> None:
         ({"scheduler": lambda o: StepLR(o, 1)}, "scheduler=None"),
         ({"precision": "bfloat16"}, "precision=None"),
         ({"validation": DATA, "patience": 1}, "early stopping=False"),
+        ({"data": (INPUTS[:-1], TARGETS[:-1])}, "examples=20, this training has 19"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

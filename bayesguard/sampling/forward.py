@@ -56,8 +56,15 @@ class Forward:
                 raise
             if (why := self._misfit(str(error))) is not None:
                 raise BadType(f"{why}: {error}") from error
+            if not getattr(error, "__notes__", None):
+                error.add_note(self._described())
             raise
         return select_output(output, self.select)
+
+    def _described(self) -> str:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors())
+        few = "; bayesguard tries a network on a few rows before it takes all" if self.num_rows < 4 else ""
+        return f"the network was called on inputs of shape {shapes}{few}"
 
     def _misfit(self, message: str) -> str | None:
         """Say why inputs do not fit the network, where a call that failed with such a message shows it."""

@@ -185,8 +185,8 @@ def test_the_page_draws_the_bins_of_all_seeds() -> None:
         cell["values"]["rows"]["as trained"]["reliability"] = {"0": asdict(bins), "5": asdict(bins)}
     content = {"cells": cells}
     found = shift_figures.bins_of(content)
-    assert set(found) == {"deterministic, as trained"}
-    assert found["deterministic, as trained"]["5"].accuracy[-1] == pytest.approx(0.4)
+    assert set(found) == {"Deterministic, as trained"}
+    assert found["Deterministic, as trained"]["5"].accuracy[-1] == pytest.approx(0.4)
     text = shift_figures.of_evaluations({"shift-cifar10-c": content})
     assert "severity 5: confidence 0.970\naccuracy 0.400 " in text
     assert "20 answers" in text

@@ -277,6 +277,13 @@ def test_boxes_are_over_the_shifts_of_a_severity() -> None:
     assert "Reliability under shift" in figures
 
 
+def test_rows_of_one_method_are_in_one_panel() -> None:
+    labels = [f"{method}, {row}" for method in ("a", "b", "c") for row in ("as trained", "temperature", "aware")]
+    assert shift_figures._shared_out(labels) == [labels[:6], labels[6:]]
+    assert shift_figures._shared_out(labels[:4] + labels[6:]) == [labels[:4], labels[6:]]
+    assert shift_figures._shared_out(labels[:1] * 9) == [labels[:1] * 9]
+
+
 def test_the_table_of_evaluations() -> None:
     assert shift_tables.of_evaluations(_evaluations()).startswith(
         "ECE by severity:\n\n|  | clean | severity 1 |\n|---|---|---|\n| one & all | 0.100 | 0.300 |\n\nEvery metric:\n\n"
@@ -302,7 +309,7 @@ def test_a_file_of_cifar10_c(tmp_path: Path) -> None:
     text, problems = page(tmp_path)
     assert problems == []
     assert "0.057 / 0.127 / 0.288" in text
-    assert "deterministic, as trained\nseverity 5: median 0.500" in text
+    assert "Deterministic, as trained\nseverity 5: median 0.500" in text
     assert (
         "python -m benchmarks.shift --data cifar10 --methods deterministic --seeds 2 --suite cifar10-c-ovadia "
         "--network resnet20 --epochs 80 --out results"

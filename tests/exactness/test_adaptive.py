@@ -275,7 +275,7 @@ class Overflowing(OneLayer):
 def test_a_draw_that_is_not_finite_is_an_error_that_says_how_rows_are_counted() -> None:
     with pytest.raises(BadInput, match="NaN or infinity in row") as caught:
         Overflowing(WEIGHT)(X, tolerance=0.01, max_samples=64)
-    assert "still being drawn" in caught.value.__notes__[0]
+    assert "still being drawn" in "".join(caught.value.__notes__)
 
 
 def test_what_cannot_be_drawn_to_a_tolerance_says_why() -> None:

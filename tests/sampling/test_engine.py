@@ -350,3 +350,10 @@ def test_outputs_without_an_axis_of_examples_are_refused() -> None:
         Forward(Pools(), (torch.randn(4, 3),), {})()
     with pytest.raises(BadInput, match="no tensor among the inputs"):
         Forward(Pools(), ("text",), {})
+
+
+def test_an_error_of_the_network_says_what_it_was_called_on() -> None:
+    for predictor in (bg.MCDropout(mlp(nn.Dropout(0.5))), bg.Deterministic(mlp())):
+        with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+            predictor(torch.randn(100, 5))
+        assert "inputs of shape (2, 5); bayesguard tries" in "".join(caught.value.__notes__)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 _KEY = "Data"
 _BOXES = {
-    "deterministic, as trained": "deterministic",
-    "deterministic, temperature": "deterministic, temperature",
-    "deep_ensemble, as trained": "deep ensemble",
-    "augmix_last_layer, shift-aware, pointwise": "AugMix, last layer variational, shift-aware, pointwise",
-    "augmix_last_layer, shift-aware, unlabelled batch": "the same with an unlabelled batch",
+    ("deterministic", "as trained"): "deterministic",
+    ("deterministic", "temperature"): "deterministic, temperature",
+    ("deep_ensemble", "as trained"): "deep ensemble",
+    ("augmix_last_layer", "shift-aware, pointwise"): "AugMix, last layer variational, shift-aware, pointwise",
+    ("augmix_last_layer", "shift-aware, unlabelled batch"): "the same with an unlabelled batch",
 }
 _DRAWN = [METHODS[name].label for name in ("deterministic", "mc_dropout", "deep_ensemble")]
 
@@ -60,11 +60,12 @@ def ece_boxes(content: Content) -> "Figure":
     points = shift_figures.points_of(content, "ece")
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axis = figure.subplots()
-    for number, (row, label) in enumerate(_BOXES.items()):
-        severities = sorted(points[row])
+    for number, ((method, row), label) in enumerate(_BOXES.items()):
+        own = points[shift_figures.label_of(method, row)]
+        severities = sorted(own)
         places = [severity + 0.15 * (number - (len(_BOXES) - 1) / 2) for severity in severities]
         boxes = axis.boxplot(
-            [points[row][severity] for severity in severities],
+            [own[severity] for severity in severities],
             positions=places,
             widths=0.12,
             whis=(0, 100),

@@ -6,11 +6,13 @@ Boxes span the quartiles, the line in them is the median, and whiskers reach fro
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 import torch
 
 from bayesguard.benchmarks import cifar10_c_scores, mnist_shift
+from bayesguard.benchmarks.recipes import METHODS
 from bayesguard.benchmarks.stored.files import Content
 from bayesguard.benchmarks.stored.shift_tables import results
 from bayesguard.metrics.functional.binned import ReliabilityBins
@@ -18,7 +20,7 @@ from bayesguard.report import diagrams, svg
 from bayesguard.results import MEAN
 
 _METRICS = {"accuracy": "accuracy", "ece": "ECE"}
-# More series than this in a panel are too thin to see; they go on in another.
+# More series than this in a panel are too thin to see; other methods go on in another.
 _MOST = 6
 
 Points = dict[str, dict[float, list[float]]]
@@ -59,11 +61,16 @@ def points_of(content: Content, metric: str) -> Points:
                 found.setdefault(label, {}).setdefault(result.severity, []).append(result.value)
     for cell in content.get("cells", ()):
         for row, values in cell["values"]["rows"].items():
-            own = found.setdefault(f"{cell['method']}, {row}", {})
+            own = found.setdefault(label_of(cell["method"], row), {})
             own.setdefault(0.0, []).append(values["clean"][metric])
             for each in values["sets"]:
                 own.setdefault(float(each["severity"]), []).append(each[metric])
     return found
+
+
+def label_of(method: str, row: str) -> str:
+    """Return the name of one row of a method's cells."""
+    return f"{METHODS[method].label if method in METHODS else method}, {row}"
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float, float, float]:
@@ -80,18 +87,29 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float, float, floa
 
 def _boxes(points: Mapping[str, Points]) -> str:
     note = "Over the shifts of a severity: boxes are quartiles, lines in them medians, whiskers the whole range."
-    labels = list(next(iter(points.values())))
+    # Boxes of one metric are compared across panels.
+    tops = {metric: max(v for by in own.values() for vs in by.values() for v in vs) for metric, own in points.items()}
     panels = [
-        _box_panel({label: own[label] for label in labels[start : start + _MOST]}, _METRICS[metric])
-        for start in range(0, len(labels), _MOST)
+        _box_panel({label: own[label] for label in labels}, _METRICS[metric], tops[metric])
+        for labels in _shared_out(list(next(iter(points.values()))))
         for metric, own in points.items()
     ]
     return f'<p class="note">{note}</p><div class="panels">{"".join(panels)}</div>'
 
 
-def _box_panel(points: Points, label: str) -> str:
+def _shared_out(labels: Sequence[str]) -> list[list[str]]:
+    """Return the labels of each panel: rows of one method, which is named before a comma, are not divided."""
+    panels: list[list[str]] = [[]]
+    for _, own in groupby(labels, key=lambda label: label.partition(", ")[0]):
+        rows = list(own)
+        if panels[-1] and len(panels[-1]) + len(rows) > _MOST:
+            panels.append([])
+        panels[-1] += rows
+    return panels
+
+
+def _box_panel(points: Points, label: str, top: float) -> str:
     severities = sorted({severity for own in points.values() for severity in own})
-    top = max(value for own in points.values() for values in own.values() for value in values)
     frame = svg.Frame(44, 354, 24, 224, (0, len(severities)), (0, max(1.05 * top, 1e-6)))
     x_ticks = [(place + 0.5, f"{severity:g}" if severity else "clean") for place, severity in enumerate(severities)]
     y_ticks = [(value, f"{value:.3g}") for value in svg.ticks(0, frame.y_range[1])]
@@ -151,7 +169,7 @@ def bins_of(content: Content) -> dict[str, dict[str, ReliabilityBins]]:
     for cell in content.get("cells", ()):
         for row, values in cell["values"]["rows"].items():
             for severity, own in values.get("reliability", {}).items():
-                stored.setdefault(f"{cell['method']}, {row}", {}).setdefault(severity, []).append(own)
+                stored.setdefault(label_of(cell["method"], row), {}).setdefault(severity, []).append(own)
     for label, by_severity in stored.items():
         found[label] = {severity: cifar10_c_scores.reliability_of(own) for severity, own in by_severity.items()}
     return found
