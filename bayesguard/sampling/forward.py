@@ -112,6 +112,10 @@ class Forward:
         """Return the call on all the rows `times` over, one copy after the other."""
         return self._mapped(lambda tensor: tensor.repeat(times, *(1 for _ in tensor.shape[1:])))
 
+    def floats(self, function: Callable[[Tensor], Tensor]) -> "Forward":
+        """Return the call with a function of the floating-point inputs that have rows."""
+        return self._mapped(lambda tensor: function(tensor) if tensor.is_floating_point() else tensor)
+
     def copying(self) -> "Forward":
         """Return the same call with copies of the inputs for each time that it is made."""
         return Forward(self.network, self.inputs, self.kwargs, self.select, copies=True)

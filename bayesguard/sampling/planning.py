@@ -36,6 +36,8 @@ _PLAYED = ("replay", "compact", "replay_parts")
 _FEWEST_FOR_COMPACT = 16
 # Strategies whose draws share a batch.
 SHARING = ("vmap", "fold_tail", "fold")
+# Those in which other rows stand beside an example than in a plain pass.
+_REGROUPING = ("fold_tail", "fold", "replay_parts")
 
 
 @dataclass(frozen=True)
@@ -351,6 +353,8 @@ def disagreement_of(
 
     `numbers` are the draws to make, from 0 on and at least those of `want`.
     """
+    if strategy in _REGROUPING and draws.mixing:
+        return draws.mixing
     try:
         got = torch.cat(list(draws.run(strategy, numbers)))[: len(want)]
     except PassesDiffer as differ:

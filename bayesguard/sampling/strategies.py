@@ -9,6 +9,7 @@ the first mask.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bayesguard.errors import BadInput
 from bayesguard.sampling.compaction import Compaction, Deferred
 from bayesguard.sampling.compiled import Graph, compile_pass, constants_of, graph_inputs
 from bayesguard.sampling.forward import Forward
+from bayesguard.sampling.independence import mixing_of
 from bayesguard.sampling.intercept import Intercept, intercepted
 from bayesguard.sampling.masks import BatchAxis, Block, MaskCall, Masks, MaskSource, PassesDiffer, ReadyMasks
 from bayesguard.sampling.memory import free_memory, is_out_of_memory, release_memory, storages_of
@@ -97,6 +99,11 @@ class Draws:
         self._row_parts: list[Draws] = []
         self._held: dict[int, Block] = {}
         self._products: dict[int, Any] = {}
+
+    @cached_property
+    def mixing(self) -> str:
+        """Say that examples depend on one another, and that what has other rows beside them is not the same; empty where not."""
+        return mixing_of(partial(self.single, 0), self.forward)
 
     def forget(self) -> None:
         """Drop what earlier draws left: without gradients it would be constants to later ones that want them."""
