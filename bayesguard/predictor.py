@@ -583,8 +583,8 @@ class Predictor(nn.Module, ABC):
 
 def without_gradients() -> AbstractContextManager[Any]:
     """Switch gradients off for a block, and inference mode, whose tensors nobody could change later."""
-    if not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
-        return _AS_IT_IS
+    if not torch.is_inference_mode_enabled():
+        return torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS
     both = ExitStack()
     both.enter_context(torch.inference_mode(False))
     both.enter_context(torch.no_grad())
