@@ -31,6 +31,8 @@ _CLEARLY = 1.1
 # Members that are replaced again and again are not worth stacking each time.
 _MAX_STACKINGS = 8
 _LARGE = 1 << 28
+# Up to so many bytes the outputs of members one after another are held, and reduced at once.
+_HELD = 1 << 24
 # Members of this many weights together are slower under vmap, and stacking them takes memory.
 _MAX_VMAPPED = 1 << 24
 # Ways in which all members are computed at once.
@@ -45,6 +47,7 @@ class Plan(NamedTuple):
     seconds: float = 0.0
     plain_pass: float | None = None  # seconds of one member's pass
     memory: int = 0  # bytes beside those of one pass
+    asks_members: bool = True  # a loop asks them for their answers; False where it calls their networks
 
 
 class MemberOutputs:
@@ -78,8 +81,9 @@ class MemberOutputs:
         try:
             if plan.way in _TOGETHER and self.batch is not None:
                 return _at_once(self.batch, plan.way)(x)
-            if plan.way == "channels last" and all(map(_is_plain_member, members)):
-                return _loop(members, channels_last(x))
+            if not plan.asks_members and all(map(_is_known, members)):
+                outputs = _loop(members, channels_last(x) if plan.way == "channels last" else x)
+                return outputs if outputs.shape[1] == len(x) else None
         except Exception as error:  # Every network fails in its own way; the loop raises what is the matter.
             self.last = Plan("loop", first_line(error))
         return None
@@ -141,7 +145,7 @@ class MemberOutputs:
             except Exception as error:
                 reasons.append(f"channels last: {first_line(error)}")
         if len(ways) == 1:
-            return Plan("loop", "; ".join(reasons))
+            return Plan("loop", "; ".join(reasons), asks_members=want.nbytes > _HELD)
         choice = fastest(ways, x.device)
         way = min(choice.seconds, key=lambda name: choice.seconds[name] * (1 if name == "loop" else _CLEARLY))
         if way in _TOGETHER and batch is not None and self.batch is None:
@@ -152,7 +156,8 @@ class MemberOutputs:
         memory = want.nbytes
         if way in _TOGETHER:
             memory += bytes_between(networks[0], lambda: networks[0](x[:1].clone())) * len(x) * (len(members) - 1)
-        return Plan(way, f"measured: {choice}", choice.seconds[way], loop, memory)
+        asks_members = way == "loop" and want.nbytes > _HELD
+        return Plan(way, f"measured: {choice}", choice.seconds[way], loop, memory, asks_members)
 
     def _stack(self, networks: Sequence[nn.Module], x: Tensor, way: str) -> MemberBatch:
         if not self.owned:
@@ -192,6 +197,11 @@ def _kind(x: Tensor) -> tuple[Any, ...]:
 
 def _is_plain_member(member: Predictor) -> bool:
     return type(member) is Deterministic and member.output is None
+
+
+def _is_known(member: Predictor) -> bool:
+    """Whether a member is plain, and its network was seen not to be random by itself."""
+    return type(member) is Deterministic and member.output is None and member._own_randomness is False
 
 
 def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:

@@ -76,6 +76,37 @@ def test_a_member_that_becomes_random(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(ensemble(X, seed=5).probs, want, rtol=0, atol=1e-10)
 
 
+class Noisy(nn.Module):
+    """Random in eval mode, which nothing but two passes shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.dropout(self.layer(x).mean((2, 3)), 0.5, True)
+
+
+@pytest.mark.parametrize("way", ["loop", "channels last"])
+@pytest.mark.filterwarnings("ignore:the network is random in eval mode")
+def test_a_member_whose_new_network_is_random_by_itself(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    choose_way(monkeypatch, way)
+    x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
+
+    def plain() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 3, 2), nn.AvgPool2d(3), nn.Flatten())
+
+    ensemble = bg.DeepEnsemble([made(plain, seed) for seed in range(2)])
+    assert torch.allclose(ensemble.draw_outputs(x)[1], under(ensemble.members[1].network, x), rtol=0, atol=1e-10)
+    assert ("channels last in memory" in ensemble.strategy) == (way == "channels last")
+    ensemble.network._modules["1"] = bg.Deterministic(made(Noisy))
+    state = torch.get_rng_state()
+    first, again, other = (ensemble.draw_outputs(x, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def _doubled_input(module: nn.Module, args: Any) -> Any:
     return (2 * args[0],)
 
