@@ -9,8 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bayesguard.checks import check_labels
 from bayesguard.data import is_one_shot
 from bayesguard.errors import BadInput, BadType
+from bayesguard.predictive import CategoricalPredictive, Predictive
+from bayesguard.predictive.bernoulli import check_answers
+from bayesguard.predictive.components import component_log_prob, widened
+from bayesguard.predictive.continuous import ComponentPredictive
+from bayesguard.predictive.numerics import wide
 from bayesguard.sampling import seeded_default_generators
 
 if TYPE_CHECKING:
@@ -52,6 +58,7 @@ def to_inference_data(
 
     Raises:
         BadInput: A calibrator that acts on the mixture: then draws have no densities of their own. More weights than fit.
+            Draws with weights that differ. Targets of another shape than the answers, or that cannot be.
         BadType: A predictive without draws.
 
     Examples:
@@ -68,13 +75,14 @@ def to_inference_data(
     )
     if not predictive.has_draws:
         raise BadType(f"the draws of a {type(predictor).__name__} were not kept, and ArviZ is about draws")
+    _check_weights(predictive)
     component = predictive.component
     chains = _chains(predictor, predictive.num_samples)
 
     def by_chain(values: Tensor) -> npt.NDArray[Any]:
         return values.detach().cpu().reshape(chains, -1, *values.shape[1:]).numpy()
 
-    log_prob = component.log_prob(_like(targets, component)).double()
+    log_prob = _log_prob(predictive, targets)
     with seeded_default_generators(torch.device("cpu"), seed, "posterior predictive"):
         samples = component.sample()
     groups: dict[str, Arrays] = {
@@ -142,12 +150,24 @@ def _prediction(component: Any) -> Tensor:
     return mean
 
 
-def _like(targets: Tensor, component: Any) -> Tensor:
-    """Targets as the distribution takes them: class labels as they are, others in its dtype."""
-    if isinstance(component, torch.distributions.Categorical):
-        return targets.long()
-    mean: Tensor = component.mean
-    return targets.to(mean.dtype)
+def _check_weights(predictive: Predictive) -> None:
+    weights = predictive.weights
+    if not torch.allclose(weights, weights.mean(), rtol=1e-6, atol=0):
+        raise BadInput(
+            "draws have weights that differ, and ArviZ counts every draw as one; hand in the predictors one by one"
+        )
+
+
+def _log_prob(predictive: Predictive, targets: Tensor) -> Tensor:
+    """Return the log density of every target under each draw, float64 `[S, N, ...]`; shapes must match exactly."""
+    shape = predictive.batch_shape
+    if isinstance(predictive, CategoricalPredictive):
+        return predictive.component.log_prob(check_labels(targets, shape, predictive.num_classes)).double()
+    if isinstance(predictive, ComponentPredictive):
+        targets = predictive._target(targets, "targets")
+    else:
+        targets = wide(check_answers(targets, shape, "targets"))
+    return component_log_prob(widened(predictive.component), targets).double()
 
 
 def _from_groups(groups: dict[str, Arrays]) -> Any:

@@ -27,7 +27,9 @@ from bayesguard.predictive import (
     CountPredictive,
     Predictive,
 )
+from bayesguard.predictive.components import component_log_prob, widened
 from bayesguard.predictive.few import are_few
+from bayesguard.predictive.numerics import wide
 
 # A scale below this (in the target's unit) makes a density overflow float32 before it means anything.
 _MIN_SCALE = 1e-6
@@ -66,7 +68,11 @@ class Likelihood(nn.Module, ABC):
         targets = self.check_targets(outputs, as_tensor(targets, "targets"))
         # Half precision is for the network's matrix products; a log density needs float32.
         with torch.autocast(outputs.device.type, enabled=False):
-            return self.distribution(outputs).log_prob(targets)
+            return self._density(outputs, targets)
+
+    def _density(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The log density of targets that were checked, outside of autocast."""
+        return self.distribution(outputs).log_prob(targets)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the training loss: the mean negative log density per example, in nats.
@@ -212,7 +218,9 @@ class Gaussian(_Continuous):
     def __init__(self, scale: float | None = None) -> None:
         super().__init__()
         self.learned = scale is None
-        log_scale = torch.tensor(math.log(check_positive(1.0 if scale is None else scale, "scale")))
+        if scale is not None and check_positive(scale, "scale") < _MIN_SCALE:
+            raise BadInput(f"scale must be at least {_MIN_SCALE:g}, got {scale}; give targets in a smaller unit")
+        log_scale = torch.tensor(math.log(1.0 if scale is None else scale))
         if self.learned:
             self.log_scale = nn.Parameter(log_scale)
         else:
@@ -300,6 +308,11 @@ class StudentT(_Continuous):
         df = loc.new_full((), self.df).expand_as(loc)
         return StudentTDistribution(df, loc, F.softplus(raw).clamp_min(_MIN_SCALE), validate_args=False)
 
+    def _density(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        # With many degrees of freedom torch's own is a small difference of large numbers, in float32 of no digits.
+        component = self.distribution(outputs)
+        return component_log_prob(widened(component), wide(targets)).to(component.mean.dtype)
+
     def extra_repr(self) -> str:
         return f"df={self.df}"
 
@@ -323,6 +336,14 @@ class Poisson(Likelihood):
         if bad.any():
             raise BadInput(f"targets is not a count in row {bad_row(bad)}; Poisson needs whole numbers from 0")
         return targets.to(_float(outputs).dtype)
+
+    def _density(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if type(self) is not Poisson:
+            return super()._density(outputs, targets)
+        # From the logarithm of the rate: a rate of zero in float32 has a gradient of 0 / 0. Large counts make it a small
+        # difference of large numbers.
+        log_rate, counts = wide(outputs), wide(targets)
+        return (counts * log_rate - log_rate.exp() - torch.lgamma(counts + 1)).to(_float(outputs).dtype)
 
     def predictive(self, outputs: Tensor, weights: Tensor | None = None, *, exact: bool = False) -> Predictive:
         return CountPredictive(self.distribution(outputs), weights, exact=exact)

@@ -329,7 +329,9 @@ class CalibratedModel(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         if name == "decision_function" and answers.ndim == 1:
             answers = np.stack([-answers / 2, answers / 2], axis=-1)
         own = _classes_of(estimator)
-        if answers.shape[1:] != (len(own),):
+        # Of three classes there are three pairs, too.
+        by_pair = name == "decision_function" and len(own) > 2 and _compares_pairs(estimator)
+        if by_pair or answers.shape[1:] != (len(own),):
             raise BadInput(
                 f"{type(estimator).__name__}.{name} gives shape {answers.shape} for {len(own)} classes; one column for each "
                 'is needed (of an SVC, decision_function_shape="ovr")'
@@ -437,6 +439,18 @@ def _response(estimator: Any) -> str:
         f"estimator {type(estimator).__name__} has neither predict_proba nor decision_function; only labels cannot be "
         "calibrated"
     )
+
+
+def _compares_pairs(estimator: Any) -> bool:
+    """Whether the columns of `decision_function` are pairs of classes."""
+    while (inner := _answering_in(estimator)) is not None:
+        estimator = inner
+    return getattr(estimator, "decision_function_shape", None) == "ovo"
+
+
+def _answering_in(estimator: Any) -> Any:
+    """The last step of a pipeline, or what a search has found; None for other estimators."""
+    return estimator.steps[-1][1] if hasattr(estimator, "steps") else getattr(estimator, "best_estimator_", None)
 
 
 def _classes_of(estimator: Any) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import bayesguard as bg
@@ -168,6 +169,38 @@ def test_the_newer_interface(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(BadInput, match="cannot be 2 chains of one length"):
         sampled().to_inference_data((X, LABELS), num_samples=7)
+    with pytest.raises(BadInput, match="label 3 in row 3"):
+        sampled().to_inference_data((X, torch.arange(12) % 4))
+
+
+KINDS = [bg.likelihoods.Gaussian(scale=1.0), bg.likelihoods.Bernoulli(), bg.likelihoods.Poisson()]
+
+
+@pytest.mark.parametrize("likelihood", KINDS, ids=lambda each: type(each).__name__)
+def test_targets_of_another_shape_are_not_broadcast(likelihood: bg.likelihoods.Likelihood) -> None:
+    predictor = bg.MCDropout(network(1), likelihood)
+    with pytest.raises(BadInput, match=r"targets has shape \(12,\), but \(12, 1\) is needed"):
+        predictor.to_inference_data((X, LABELS % 2))
+    idata = predictor.to_inference_data((X, LABELS[:, None] % 2))
+    assert idata["log_likelihood"]["y"].shape == (1, 32, 12, 1)
+
+
+def test_log_likelihoods_of_large_counts_keep_their_digits() -> None:
+    identity = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(identity.weight)
+    predictor = bg.Deterministic(identity, bg.likelihoods.Poisson())
+    x, counts = torch.tensor([[14.0], [15.0]]), torch.tensor([[1_200_000], [3_300_000]])
+    idata = predictor.to_inference_data((x, counts))
+    rates = predictor(x).component.rate[0].double().numpy()
+    assert np.allclose(idata["log_likelihood"]["y"][0, 0], stats.poisson.logpmf(counts.numpy(), rates), rtol=1e-7)
+
+
+def test_draws_of_unequal_weights_are_refused() -> None:
+    members = {"one": bg.Deterministic(network()), "other": bg.Deterministic(nn.Linear(4, 3))}
+    Stacked = import_module("bayesguard.stacking").Stacked
+    Stacked(members, torch.tensor([0.5, 0.5])).to_inference_data((X, LABELS))
+    with pytest.raises(BadInput, match="weights that differ"):
+        Stacked(members, torch.tensor([0.9, 0.1])).to_inference_data((X, LABELS))
 
 
 def line(seed: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Likelihoods: densities against scipy, targets checked, predictives of the right kind."""
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -67,6 +69,38 @@ def test_poisson_density_against_scipy() -> None:
     log_rate, y = torch.randn(5, dtype=torch.float64), torch.tensor([0, 1, 2, 5, 3])
     want = torch.from_numpy(stats.poisson.logpmf(y.numpy(), log_rate.exp().numpy()))
     assert torch.allclose(likelihoods.Poisson().log_prob(log_rate, y), want)
+
+
+@pytest.mark.parametrize("df", [100.0, 1e4, 1e6, 1e9])
+def test_many_degrees_of_freedom_keep_their_digits_in_float32(df: float) -> None:
+    outputs, y = torch.tensor([[0.0, 1.0], [3.0, -2.0]]), torch.tensor([0.5, 2.9])
+    scale = torch.nn.functional.softplus(outputs[:, 1].double()).numpy()
+    want = torch.from_numpy(stats.t(df, outputs[:, 0].numpy(), scale).logpdf(y.numpy()))
+    got = likelihoods.StudentT(df).log_prob(outputs, y)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got.double(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [1e2, 1e4, 1e6])
+def test_large_counts_keep_their_digits_in_float32(rate: float) -> None:
+    log_rate, y = torch.tensor([rate]).log(), torch.tensor([round(1.01 * rate)])
+    want = torch.from_numpy(stats.poisson.logpmf(y.numpy(), log_rate.double().exp().numpy()))
+    assert torch.allclose(likelihoods.Poisson().log_prob(log_rate, y).double(), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_rate_of_zero_in_float32_has_a_gradient(count: int) -> None:
+    log_rate = torch.tensor([-110.0, -1000.0], requires_grad=True)
+    loss = likelihoods.Poisson().loss(log_rate, torch.tensor([count, count]))
+    loss.backward()
+    assert loss.item() == pytest.approx(count * 555.0 + math.lgamma(count + 1))
+    assert log_rate.grad is not None
+    assert log_rate.grad.tolist() == [-count / 2, -count / 2]
+
+
+def test_a_noise_that_would_be_another_is_refused() -> None:
+    with pytest.raises(BadInput, match="scale must be at least 1e-06, got 1e-08"):
+        likelihoods.Gaussian(scale=1e-8)
 
 
 def test_learned_noise_finds_the_residuals_scale() -> None:

@@ -548,9 +548,18 @@ def test_rare_classes() -> None:
     ids=str,
 )
 def test_wrong_settings(model: CalibratedModel, error: Any, message: str) -> None:
-    X, y = drawn(200, classes=4 if "ovr" in message else 3)
+    X, y = drawn(200, classes=3)
     with pytest.raises(error, match=message):
         model.fit(X, y)
+
+
+@pytest.mark.parametrize("classes", [3, 4])
+@pytest.mark.parametrize("inside", [lambda svc: svc, make_pipeline, lambda svc: GridSearchCV(svc, {"C": [1.0]}, cv=2)])
+def test_columns_for_pairs_of_classes_are_refused(inside: Any, classes: int) -> None:
+    """Of three classes there are three pairs: the number of columns does not tell."""
+    X, y = drawn(200, classes=classes)
+    with pytest.raises(bg.BadInput, match=f"for {classes} classes; one column for each"):
+        CalibratedModel(inside(SVC(decision_function_shape="ovo"))).fit(X, y)
 
 
 def test_wrong_data() -> None:

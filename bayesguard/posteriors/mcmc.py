@@ -305,7 +305,7 @@ class _PotentialOf:
         samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(flat), strict=True))
         with RandomWeights(samples):
             outputs = self.forward()
-        log_likelihood = self.likelihood.distribution(outputs).log_prob(self.targets).sum()
+        log_likelihood = self.likelihood._density(outputs, self.targets).sum()
         return -(log_likelihood + self.prior.log_prob(flat).sum())
 
 

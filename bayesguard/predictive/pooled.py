@@ -312,8 +312,12 @@ class PooledPredictive(Predictive):
         if count == 0 or self.batch_shape.numel() == 0:
             return probs.new_empty((count, *self.batch_shape), dtype=torch.long)
         rows = probs.detach().reshape(-1, probs.shape[-1])
-        picked = torch.multinomial(rows, count, replacement=True, generator=generator)
-        return picked.T.reshape(count, *self.batch_shape)
+
+        def picked(some: slice) -> Tensor:
+            # Running sums of a million classes have too few digits in float32.
+            return torch.multinomial(wide(rows[some]), count, replacement=True, generator=generator)
+
+        return in_slices(picked, len(rows), rows.shape[-1]).T.reshape(count, *self.batch_shape)
 
     def numpy(self) -> dict[str, npt.NDArray[Any]]:
         """Return probabilities, labels, confidence and the decomposition as NumPy arrays, by name."""

@@ -102,7 +102,8 @@ class SamplePredictive(Predictive):
         def quantile(x: Tensor, q: Tensor) -> Tensor:
             ordered, order = x.sort(0)
             # The sum of S weights is off by rounding, and a level of exactly k/S belongs to sample k.
-            reached = self.weights[order].cumsum(0) >= q - 1e-12
+            # What has no weight is no sample, not even the smallest.
+            reached = self.weights[order].cumsum(0) >= (q - 1e-12).clamp_min(torch.finfo(q.dtype).tiny)
             place = reached.to(torch.uint8).argmax(0, keepdim=True)
             return ordered.gather(0, place).squeeze(0)
 

@@ -36,6 +36,11 @@ def test_weights() -> None:
     torch.testing.assert_close(weighted.variance, repeated.variance)
 
 
+def test_samples_without_weight_are_no_end() -> None:
+    pred = SamplePredictive([[1.0], [2.0], [5.0], [9.0]], [0, 1, 1, 0])
+    assert [float(pred.icdf(q)) for q in (0.0, 1e-13, 0.5, 1.0)] == [2.0, 2.0, 2.0, 5.0]
+
+
 def test_crps_of_large_numbers_keeps_its_digits() -> None:
     samples = torch.tensor([[1e9 + 1], [1e9 + 2], [1e9 + 6]], dtype=torch.float64)
     assert float(SamplePredictive(samples).crps([1e9 + 3])) == pytest.approx(1 / 3, rel=1e-12)
