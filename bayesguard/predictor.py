@@ -1,6 +1,7 @@
 """Predictor: a network with a way of drawing functions from a posterior; calling it gives a Predictive."""
 
 import itertools
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 
 _VALIDATION_DRAWS = 8
+
+# Which predictor a calibrator was last fitted for.
+_USERS: weakref.WeakKeyDictionary[Calibrator, weakref.ref["Predictor"]] = weakref.WeakKeyDictionary()
 
 
 class Options(TypedDict, total=False):
@@ -299,6 +303,7 @@ class Predictor(nn.Module, ABC):
         for calibrator in chosen:
             if not isinstance(calibrator, Calibrator):
                 raise BadType(f"calibrators must be bayesguard.calibration objects, got {type(calibrator).__name__}")
+        _leave_copies(chosen)
         before = self.calibrators
         kept = [*before] if append else []
         check_order([*kept, *chosen])
@@ -311,6 +316,7 @@ class Predictor(nn.Module, ABC):
             self.calibrators = before
             raise
         self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in (*kept, *chosen)).eval()
+        _USERS.update((calibrator, weakref.ref(self)) for calibrator in chosen)
         return self
 
     def adapt(self, data: Any, *, batch_size: int | None = None) -> Self:
@@ -607,6 +613,15 @@ def check_evaluating(network: nn.Module) -> None:
             )
         seen.add(module)
         pending.extend(part for part in module._modules.values() if part is not None and part not in seen)
+
+
+def _leave_copies(calibrators: Sequence[Calibrator]) -> None:
+    """Give those who use calibrators that are to be fitted anew copies of them as they are."""
+    for calibrator in calibrators:
+        user = reference() if (reference := _USERS.get(calibrator)) is not None else None
+        if user is not None:
+            own = (deepcopy(held) if held is calibrator else held for held in user.calibrators)
+            user.calibrators = nn.ModuleList(own).eval()
 
 
 def _refuse_bayesian_layers(network: nn.Module, method: str) -> None:

@@ -80,6 +80,34 @@ def test_calibrating_again_replaces_and_an_error_keeps_what_was() -> None:
         own.calibrate((X, Y), "temperature")  # type: ignore[arg-type]
 
 
+def test_a_calibrator_that_is_fitted_for_another_leaves_the_first_predictor_alone() -> None:
+    calibrator = bg.calibration.TemperatureScaling()
+    first, second = predictor().calibrate((X, Y), calibrator), predictor()
+    before, temperature = first(X).probs, calibrator.temperature.clone()
+    with torch.no_grad():
+        for parameter in second.network.parameters():
+            parameter.mul_(3)
+    second.calibrate((X, Y), calibrator)
+    assert not torch.equal(calibrator.temperature, temperature)
+    assert second.calibrators[0] is calibrator
+    assert torch.equal(first(X).probs, before)
+    with pytest.raises(BadInput):
+        second.calibrate((X, Y), calibrator, bg.calibration.Conformal(), bg.calibration.TemperatureScaling())
+    assert torch.equal(first(X).probs, before)
+
+
+def test_an_error_after_the_first_of_two_calibrators_keeps_what_was() -> None:
+    class Fails(bg.calibration.TemperatureScaling):
+        def _fit(self, pred: Any, targets: Any, counts: Any = None) -> None:
+            raise BadInput("no")
+
+    own, calibrator = predictor(), bg.calibration.TemperatureScaling()
+    before = own.calibrate((X, Y), calibrator)(X).probs
+    with pytest.raises(BadInput, match="no"):
+        own.calibrate((X[:40], Y[:40]), calibrator, Fails())
+    assert torch.equal(own(X).probs, before)
+
+
 def test_calibration_is_forgotten_when_the_weights_change() -> None:
     own = predictor()
     own.calibrate((X, Y)).fit((X, Y), epochs=1)
