@@ -132,7 +132,9 @@ class Variational(WeightPredictor):
             # The layers draw for themselves, each with the estimator that it was made with.
             outputs, divergence = forward(), self.kl_divergence()
         else:
-            sample, divergence = self.guide.parts_with_kl(self.prior)
+            # Half precision is for the network's matrix products; a divergence is a sum over all weights.
+            with torch.autocast(self._device.type, enabled=False):
+                sample, divergence = self.guide.parts_with_kl(self.prior)
             with self._training_mode(sample):
                 outputs = forward()
         loss = self.likelihood.loss(outputs, targets)
