@@ -136,6 +136,24 @@ def known_rows(data: Data) -> int | None:
     return None
 
 
+def expected_rows(data: Data, first: int) -> int | None:
+    """Return about how many rows one pass over the data yields, told without one; None where that cannot be.
+
+    Args:
+        data: As in `batches`.
+        first: Rows of the first batch, for data whose number of batches alone is known.
+
+    Examples:
+        >>> expected_rows([torch.zeros(5, 3)] * 4, 5)
+        20
+    """
+    rows = known_rows(data)
+    sized = isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset)
+    if rows is None and (isinstance(data, (list, tuple)) or (sized and hasattr(data.batch_sampler, "__len__"))):
+        return len(data) * first
+    return rows
+
+
 def to_device(batch: Batch, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
     """Return the batch with all that has `.to`, tensors above all, on the device, however deeply nested.
 

@@ -17,7 +17,7 @@ from bayesguard.adaptive import Stopping, check_stopping, draw_until
 from bayesguard.calibration import Calibrator, TemperatureScaling
 from bayesguard.calibration.base import check_order, fit_in_turn
 from bayesguard.checks import check_count
-from bayesguard.data import Batch, batches, count_rows, is_one_shot, known_rows
+from bayesguard.data import Batch, batches, expected_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
 from bayesguard.layers import BayesianLayer
 from bayesguard.likelihoods import Categorical, Likelihood
@@ -675,9 +675,9 @@ def with_progress(items: Iterator[Batch], progress: bool | None, description: st
 def check_memory(first: Predictive, data: Any) -> None:
     """Refuse to keep draws that would not fit: S x N x K is foreseeable after the first batch."""
     logits = getattr(first, "draw_logits", None)
-    if logits is None or is_one_shot(data) or not hasattr(data, "__len__"):
+    if logits is None or (rows := expected_rows(data, len(first))) is None:
         return
-    need = logits.numel() * logits.element_size() / max(1, len(first)) * count_rows(data)
+    need = logits.numel() * logits.element_size() / max(1, len(first)) * rows
     free = free_memory(torch.device("cpu"))
     if need > free / 2:
         raise BadInput(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
@@ -32,6 +32,29 @@ def test_a_loader_leaves_the_callers_random_state_alone() -> None:
     own.predict(loader)
     own.calibrate(loader)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class _Queue(IterableDataset[Any]):
+    """Rows that are gone once they were read."""
+
+    def __init__(self) -> None:
+        self.rows = iter(zip(X, Y, strict=True))
+
+    def __iter__(self) -> Any:
+        return self.rows
+
+
+@pytest.mark.parametrize("what", ["predict", "calibrate"])
+def test_draws_are_kept_in_one_pass(what: str) -> None:
+    own = predictor()
+    halves = [list(range(25)), list(range(25, 50))]
+    for loader in (DataLoader(_Queue(), batch_size=10), DataLoader(TensorDataset(X, Y), batch_sampler=halves)):
+        before = torch.get_rng_state()
+        if what == "predict":
+            assert len(own.predict(loader, keep_draws=True)) == 50
+        else:
+            assert own.calibrate(loader).calibrators[0].diagnostics["num_examples"] == 50  # type: ignore[index]
+        assert torch.equal(before, torch.get_rng_state())
 
 
 def test_d6_targets_of_a_shuffled_loader_stay_with_their_rows() -> None:

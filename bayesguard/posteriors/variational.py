@@ -157,7 +157,7 @@ class Variational(WeightPredictor):
         if not self.kl_warmup:
             return self.kl_weight
         share = int(self.steps) / self.kl_warmup
-        if share < 1 and self.training and torch.is_grad_enabled():
+        if share < 1 and torch.is_grad_enabled():
             self.steps += 1
         return self.kl_weight * share
 

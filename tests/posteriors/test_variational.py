@@ -231,6 +231,14 @@ def test_warm_up_and_temperature() -> None:
     assert "steps" in predictor.state_dict()
 
 
+def test_the_divergence_warms_up_in_a_loop_that_leaves_the_mode_alone() -> None:
+    predictor = bg.Variational(network(), kl_warmup=2)
+    assert not predictor.training
+    for _ in range(3):
+        predictor.loss(X, Y, num_data=40).backward()
+    assert predictor._next_kl_weight() == 1
+
+
 def test_delta_is_one_exact_draw() -> None:
     predictor = bg.Variational(network(), guide="delta", prior=bg.priors.Laplace(1.0))
     pred = predictor(X)
