@@ -1,11 +1,11 @@
 """Predictor: a network with a way of drawing functions from a posterior; calling it gives a Predictive."""
 
-import itertools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypedDict
 
@@ -546,17 +546,16 @@ class Predictor(nn.Module, ABC):
 
     def _batches(self, data: Any, batch_size: int | None) -> Iterator[Batch]:
         reference = next(self.network.parameters(), None)
-        # A loader's iterator draws a seed from the default generator, even where it shuffles nothing.
-        with torch.random.fork_rng(devices=[]):
-            stream = batches(
-                data,
-                batch_size=batch_size,
-                input_key=self.input_key,
-                target_key=self.target_key,
-                numpy_dtype=None if reference is None else reference.dtype,
-            )
-            first = next(stream)
-        return on_device(itertools.chain([first], stream), self._device)
+        start = partial(
+            batches,
+            data,
+            batch_size=batch_size,
+            input_key=self.input_key,
+            target_key=self.target_key,
+            numpy_dtype=None if reference is None else reference.dtype,
+        )
+        draws_nothing = isinstance(data, (tuple, list, Tensor, np.ndarray))
+        return on_device(start() if draws_nothing else _drawn_apart(start), self._device)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -585,6 +584,21 @@ class Predictor(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, seed={self.seed}"
+
+
+def _drawn_apart(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+    """Yield batches whose loader and data draw from torch's default generator, and leave it as it was in between."""
+    state, stream = torch.get_rng_state(), None
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            # A loader's iterator draws a seed, even where it shuffles nothing.
+            stream = stream or start()
+            batch = next(stream, None)
+            state = torch.get_rng_state()
+        if batch is None:
+            return
+        yield batch
 
 
 def without_gradients() -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
@@ -32,6 +32,22 @@ def test_a_loader_leaves_the_callers_random_state_alone() -> None:
     own.predict(loader)
     own.calibrate(loader)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_data_that_draw_random_numbers_draw_new_ones_for_each_batch() -> None:
+    class Noisy(Dataset[Any]):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.randn(8), index % 3
+
+    own, loader = bg.Deterministic(mlp()), DataLoader(Noisy(), batch_size=2)
+    before = torch.get_rng_state()
+    probs = own.predict(loader).probs
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.allclose(probs, torch.cat([own(x).probs for x, _ in loader]), atol=1e-6)
+    assert torch.pdist(probs).min() > 0
 
 
 class _Queue(IterableDataset[Any]):
