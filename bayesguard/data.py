@@ -98,7 +98,7 @@ def is_one_shot(data: Data) -> bool:
     return isinstance(data, Iterator)
 
 
-def count_rows(data: Data) -> int:
+def count_rows(data: Data, *, input_key: str | None = None, target_key: str | None = None) -> int:
     """Return how many rows one pass over the data yields: `drop_last` and samplers are respected.
 
     A loader with a batch sampler of its own, an iterable data set or another iterable is counted by one pass.
@@ -114,7 +114,10 @@ def count_rows(data: Data) -> int:
     if is_one_shot(data):
         raise BadInput("data is an iterator and counting its rows would use it up: pass a list or a DataLoader")
     rows = known_rows(data)
-    return sum(batch.num_rows for batch in batches(data)) if rows is None else rows
+    if rows is not None:
+        return rows
+    # The target tells the rows of a batch, which its first entry may not have.
+    return sum(batch.num_rows for batch in batches(data, input_key=input_key, target_key=target_key))
 
 
 def known_rows(data: Data) -> int | None:
@@ -133,6 +136,24 @@ def known_rows(data: Data) -> int | None:
     return None
 
 
+def expected_rows(data: Data, first: int) -> int | None:
+    """Return about how many rows one pass over the data yields, told without one; None where that cannot be.
+
+    Args:
+        data: As in `batches`.
+        first: Rows of the first batch, for data whose number of batches alone is known.
+
+    Examples:
+        >>> expected_rows([torch.zeros(5, 3)] * 4, 5)
+        20
+    """
+    rows = known_rows(data)
+    sized = isinstance(data, DataLoader) and not isinstance(data.dataset, IterableDataset)
+    if rows is None and (isinstance(data, (list, tuple)) or (sized and hasattr(data.batch_sampler, "__len__"))):
+        return len(data) * first
+    return rows
+
+
 def to_device(batch: Batch, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
     """Return the batch with all that has `.to`, tensors above all, on the device, however deeply nested.
 
@@ -148,6 +169,15 @@ def to_device(batch: Batch, device: torch.device | str, *, non_blocking: bool = 
         return leaf.to(device) if hasattr(leaf, "to") else leaf
 
     return Batch(**map_leaves(batch._asdict(), move))
+
+
+def with_copies(batch: Batch) -> Batch:
+    """Return the batch with copies of its input tensors, for a network that writes over them."""
+
+    def copy(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+    return batch._replace(inputs=map_leaves(batch.inputs, copy), kwargs=map_leaves(batch.kwargs, copy))
 
 
 def bootstrap(data: Data, seed: int) -> Data:

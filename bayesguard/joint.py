@@ -10,7 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.overrides import TorchFunctionMode
 
 from bayesguard import likelihoods
-from bayesguard.data import Batch, Data, map_leaves, to_device
+from bayesguard.data import Batch, Data, map_leaves, to_device, with_copies
 from bayesguard.errors import BadInput
 from bayesguard.history import History
 from bayesguard.predictor import Predictor, join_inputs
@@ -101,13 +101,13 @@ class StackedMembers(nn.Module):
 
     def _disagreement(self, batch: Batch, num_data: int) -> str:
         """Say how the batched losses of a few rows differ from the members' own; dropout rests meanwhile."""
-        batch = _few_rows(batch)
         # functional_call leaves a module that is used under two names with numbers that it was lent.
         lent = deepcopy(self._skeleton[0])
         try:
             with torch.no_grad(), _NoDropout():
-                got = self._batched(batch, num_data)
-                want = torch.stack([self._own_loss(lent, index, batch, num_data) for index in range(len(got))])
+                got = self._batched(_few_rows(batch), num_data)
+                own = [self._own_loss(lent, index, _few_rows(batch), num_data) for index in range(len(got))]
+                want = torch.stack(own)
         except Unbatchable as error:
             return str(error)
         tolerance = rounding_of(want.dtype)
@@ -390,10 +390,10 @@ def _one_step(modules: Sequence[nn.Module], batch: Batch, loss: MemberLoss) -> T
 
 
 def _few_rows(batch: Batch) -> Batch:
-    """Return the first rows of a batch, whose first axis all its tensors share."""
+    """Return copies of the first rows of a batch, whose first axis all its tensors share."""
     rows = batch.num_rows
 
     def cut(leaf: Any) -> Any:
         return leaf[:_FEW_ROWS] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else leaf
 
-    return Batch(**map_leaves(batch._asdict(), cut))
+    return with_copies(Batch(**map_leaves(batch._asdict(), cut)))

@@ -1,10 +1,11 @@
 """Predictor: a network with a way of drawing functions from a posterior; calling it gives a Predictive."""
 
-import itertools
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypedDict
 
@@ -16,7 +17,7 @@ from bayesguard.adaptive import Stopping, check_stopping, draw_until
 from bayesguard.calibration import Calibrator, TemperatureScaling
 from bayesguard.calibration.base import check_order, fit_in_turn
 from bayesguard.checks import check_count
-from bayesguard.data import Batch, batches, count_rows, is_one_shot, known_rows
+from bayesguard.data import Batch, batches, expected_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
 from bayesguard.layers import BayesianLayer
 from bayesguard.likelihoods import Categorical, Likelihood
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 
 _VALIDATION_DRAWS = 8
+
+# Which predictor a calibrator was last fitted for.
+_USERS: weakref.WeakKeyDictionary[Calibrator, weakref.ref["Predictor"]] = weakref.WeakKeyDictionary()
 
 
 class Options(TypedDict, total=False):
@@ -299,6 +303,7 @@ class Predictor(nn.Module, ABC):
         for calibrator in chosen:
             if not isinstance(calibrator, Calibrator):
                 raise BadType(f"calibrators must be bayesguard.calibration objects, got {type(calibrator).__name__}")
+        _leave_copies(chosen)
         before = self.calibrators
         kept = [*before] if append else []
         check_order([*kept, *chosen])
@@ -311,6 +316,7 @@ class Predictor(nn.Module, ABC):
             self.calibrators = before
             raise
         self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in (*kept, *chosen)).eval()
+        _USERS.update((calibrator, weakref.ref(self)) for calibrator in chosen)
         return self
 
     def adapt(self, data: Any, *, batch_size: int | None = None) -> Self:
@@ -540,17 +546,16 @@ class Predictor(nn.Module, ABC):
 
     def _batches(self, data: Any, batch_size: int | None) -> Iterator[Batch]:
         reference = next(self.network.parameters(), None)
-        # A loader's iterator draws a seed from the default generator, even where it shuffles nothing.
-        with torch.random.fork_rng(devices=[]):
-            stream = batches(
-                data,
-                batch_size=batch_size,
-                input_key=self.input_key,
-                target_key=self.target_key,
-                numpy_dtype=None if reference is None else reference.dtype,
-            )
-            first = next(stream)
-        return on_device(itertools.chain([first], stream), self._device)
+        start = partial(
+            batches,
+            data,
+            batch_size=batch_size,
+            input_key=self.input_key,
+            target_key=self.target_key,
+            numpy_dtype=None if reference is None else reference.dtype,
+        )
+        draws_nothing = isinstance(data, (tuple, list, Tensor, np.ndarray))
+        return on_device(start() if draws_nothing else _drawn_apart(start), self._device)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -581,6 +586,21 @@ class Predictor(nn.Module, ABC):
         return f"num_samples={self.num_samples}, seed={self.seed}"
 
 
+def _drawn_apart(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+    """Yield batches whose loader and data draw from torch's default generator, and leave it as it was in between."""
+    state, stream = torch.get_rng_state(), None
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            # A loader's iterator draws a seed, even where it shuffles nothing.
+            stream = stream or start()
+            batch = next(stream, None)
+            state = torch.get_rng_state()
+        if batch is None:
+            return
+        yield batch
+
+
 def without_gradients() -> AbstractContextManager[Any]:
     """Switch gradients off for a block, and inference mode, whose tensors nobody could change later."""
     if not torch.is_inference_mode_enabled():
@@ -607,6 +627,15 @@ def check_evaluating(network: nn.Module) -> None:
             )
         seen.add(module)
         pending.extend(part for part in module._modules.values() if part is not None and part not in seen)
+
+
+def _leave_copies(calibrators: Sequence[Calibrator]) -> None:
+    """Give those who use calibrators that are to be fitted anew copies of them as they are."""
+    for calibrator in calibrators:
+        user = reference() if (reference := _USERS.get(calibrator)) is not None else None
+        if user is not None:
+            own = (deepcopy(held) if held is calibrator else held for held in user.calibrators)
+            user.calibrators = nn.ModuleList(own).eval()
 
 
 def _refuse_bayesian_layers(network: nn.Module, method: str) -> None:
@@ -660,9 +689,9 @@ def with_progress(items: Iterator[Batch], progress: bool | None, description: st
 def check_memory(first: Predictive, data: Any) -> None:
     """Refuse to keep draws that would not fit: S x N x K is foreseeable after the first batch."""
     logits = getattr(first, "draw_logits", None)
-    if logits is None or is_one_shot(data) or not hasattr(data, "__len__"):
+    if logits is None or (rows := expected_rows(data, len(first))) is None:
         return
-    need = logits.numel() * logits.element_size() / max(1, len(first)) * count_rows(data)
+    need = logits.numel() * logits.element_size() / max(1, len(first)) * rows
     free = free_memory(torch.device("cpu"))
     if need > free / 2:
         raise BadInput(

@@ -18,7 +18,7 @@ from bayesguard.adversarial import adversarial_loss as adversarial_loss
 from bayesguard.adversarial import fgsm as fgsm
 from bayesguard.checkpoint import load_tree, save_tree
 from bayesguard.checks import check_count, check_writable
-from bayesguard.data import Batch, Data, batches, count_rows, is_one_shot, known_rows, to_device
+from bayesguard.data import Batch, Data, batches, count_rows, is_one_shot, known_rows, to_device, with_copies
 from bayesguard.errors import BadFile, BadInput
 from bayesguard.history import Epoch as Epoch
 from bayesguard.history import History as History
@@ -29,12 +29,14 @@ from bayesguard.training_setup import (
     OptimizerFactory,
     are_finite,
     are_images,
+    are_same,
     autocast_dtype,
     check_finite,
     check_fits,
     check_settings,
     device_of,
     finite_numbers,
+    first_settings,
     generators_of,
     has_convolutions,
     make_optimizer,
@@ -172,7 +174,10 @@ class _Run:
     def prepare(self, optimizer: OptimizerFactory | Optimizer | None, scheduler: SchedulerFactory | None) -> None:
         self.parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(optimizer, self.parameters)
+        self.made_with = first_settings(self.optimizer)
         self.scheduler = make_scheduler(scheduler, self.optimizer)
+        if self.scheduler is not None:
+            self.made_with |= first_settings(self.optimizer, self.scheduler)
         self.autocast_dtype = autocast_dtype(self.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "float16")
         self.generators = generators_of(self.data, self.validation)
@@ -184,7 +189,8 @@ class _Run:
         self.epochs: list[Epoch] = []
         self.best: dict[str, Any] | None = None
         with self._random_streams("count"):
-            self.num_data = count_rows(self.data)
+            keys = {key: self.batching[key] for key in ("input_key", "target_key")}
+            self.num_data = count_rows(self.data, **keys)
         if not self.num_data:
             raise BadInput("data has no rows to train on (drop_last=True drops a batch that is not full)")
         if self.validation is not None and known_rows(self.validation) == 0:
@@ -238,7 +244,8 @@ class _Run:
                 parameter.grad = None
             # A block a call: autocast keeps cast weights until its block ends, and a step changes them.
             with self._autocast():
-                value = self.loss(batch, self.num_data)
+                # A module may write over its inputs, which are the caller's data or needed again.
+                value = self.loss(with_copies(batch), self.num_data)
             values.append(finite_numbers(value.detach(), "loss", place))
             total = value if value.dim() == 0 else value.sum()
             self.scaler.scale(total).backward()
@@ -269,6 +276,11 @@ class _Run:
     def _clip_gradients(self, place: str) -> None:
         self.scaler.unscale_(self.optimizer)
         dense = [p for p in self.parameters if p.grad is not None and p.grad.layout is torch.strided]
+        if self.gradient_clip < math.inf and any(p.grad is not None and p.grad.is_sparse for p in self.parameters):
+            raise BadInput(
+                f"gradient_clip needs dense gradients, and a parameter has a sparse one in {place}: leave gradient_clip out, "
+                "or make the embedding with sparse=False"
+            )
         # Multiplying with 1 would be a second pass over the gradients.
         if self.gradient_clip == math.inf and (
             self.scaler.is_enabled() or are_finite([p.grad for p in dense if p.grad is not None])
@@ -326,8 +338,8 @@ class _Run:
             return self.save(path)
         state = load_tree(path, kind=_CHECKPOINT)
         for name, mine in self._settings().items():
-            # Files of earlier versions do not say how many examples there were.
-            if (theirs := state["settings"].get(name, mine)) != mine:
+            # Files of earlier versions do not say how many examples there were, or what the optimizer was made with.
+            if not are_same(theirs := state["settings"].get(name, mine), mine):
                 raise BadInput(
                     f"checkpoint {os.fspath(path)} was written with {name}={theirs!r}, "
                     f"this training has {mine!r}: use the same, or another file"
@@ -358,6 +370,7 @@ class _Run:
             "early stopping": self.patience is not None,
             "generators": len(self.generators),
             "examples": self.num_data,
+            **self.made_with,
         }
 
 

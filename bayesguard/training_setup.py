@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from bayesguard.checks import check_count, check_positive
-from bayesguard.data import Batch, Data, is_one_shot
+from bayesguard.data import Batch, Data, is_one_shot, with_copies
 from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.sampling.agreement import rounding_of
 from bayesguard.sampling.memory_order import channels_last
@@ -22,6 +23,8 @@ OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 _FEW_ROWS = 8
+# Settings of an optimizer that say how it computes.
+_NOT_OF_THE_RESULT = ("params", "foreach", "fused", "capturable", "differentiable")
 _FUSED_DTYPES = (torch.float32, torch.float64)
 
 _WAYS_OUT = (
@@ -90,6 +93,33 @@ def make_scheduler(scheduler: SchedulerFactory | None, optimizer: Optimizer) -> 
     return made
 
 
+def first_settings(optimizer: Optimizer, scheduler: LRScheduler | None = None) -> dict[str, Any]:
+    """Return what an optimizer, or its scheduler, was made with, by name: a file's state would silently replace it.
+
+    Nothing for an optimizer that was used before, whose settings may have changed since.
+    """
+    if optimizer.state:
+        return {}
+    if scheduler is not None:
+        return {f"{name} of the scheduler": deepcopy(value) for name, value in scheduler.state_dict().items()}
+    return {
+        f"{name} of parameter group {number}": deepcopy(value)
+        for number, group in enumerate(optimizer.param_groups)
+        for name, value in group.items()
+        if name not in _NOT_OF_THE_RESULT
+    }
+
+
+def are_same(a: Any, b: Any) -> bool:
+    """Whether two settings are the same, in what both of them say."""
+    a, b = (some.tolist() if isinstance(some, Tensor) else some for some in (a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(are_same(a[key], b[key]) for key in a.keys() & b.keys())
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(are_same, a, b))
+    return bool(a == b)
+
+
 def can_be_fused(parameters: list[nn.Parameter]) -> bool:
     """Whether one kernel may update the parameters: on a CPU, where it is the faster way.
 
@@ -132,7 +162,7 @@ def same_channels_last(module: nn.Module, batch: Batch, loss: Callable[[Batch], 
 
     def value(batch: Batch) -> Tensor:
         restore()
-        return loss(batch).double().sum()
+        return loss(with_copies(batch)).double().sum()
 
     with torch.no_grad():
         try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
@@ -32,6 +32,45 @@ def test_a_loader_leaves_the_callers_random_state_alone() -> None:
     own.predict(loader)
     own.calibrate(loader)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_data_that_draw_random_numbers_draw_new_ones_for_each_batch() -> None:
+    class Noisy(Dataset[Any]):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.randn(8), index % 3
+
+    own, loader = bg.Deterministic(mlp()), DataLoader(Noisy(), batch_size=2)
+    before = torch.get_rng_state()
+    probs = own.predict(loader).probs
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.allclose(probs, torch.cat([own(x).probs for x, _ in loader]), atol=1e-6)
+    assert torch.pdist(probs).min() > 0
+
+
+class _Queue(IterableDataset[Any]):
+    """Rows that are gone once they were read."""
+
+    def __init__(self) -> None:
+        self.rows = iter(zip(X, Y, strict=True))
+
+    def __iter__(self) -> Any:
+        return self.rows
+
+
+@pytest.mark.parametrize("what", ["predict", "calibrate"])
+def test_draws_are_kept_in_one_pass(what: str) -> None:
+    own = predictor()
+    halves = [list(range(25)), list(range(25, 50))]
+    for loader in (DataLoader(_Queue(), batch_size=10), DataLoader(TensorDataset(X, Y), batch_sampler=halves)):
+        before = torch.get_rng_state()
+        if what == "predict":
+            assert len(own.predict(loader, keep_draws=True)) == 50
+        else:
+            assert own.calibrate(loader).calibrators[0].diagnostics["num_examples"] == 50  # type: ignore[index]
+        assert torch.equal(before, torch.get_rng_state())
 
 
 def test_d6_targets_of_a_shuffled_loader_stay_with_their_rows() -> None:
@@ -78,6 +117,34 @@ def test_calibrating_again_replaces_and_an_error_keeps_what_was() -> None:
     assert torch.equal(own.calibrators[0].temperature, first)  # type: ignore[arg-type]
     with pytest.raises(BadType, match=r"calibrators must be bayesguard.calibration objects"):
         own.calibrate((X, Y), "temperature")  # type: ignore[arg-type]
+
+
+def test_a_calibrator_that_is_fitted_for_another_leaves_the_first_predictor_alone() -> None:
+    calibrator = bg.calibration.TemperatureScaling()
+    first, second = predictor().calibrate((X, Y), calibrator), predictor()
+    before, temperature = first(X).probs, calibrator.temperature.clone()
+    with torch.no_grad():
+        for parameter in second.network.parameters():
+            parameter.mul_(3)
+    second.calibrate((X, Y), calibrator)
+    assert not torch.equal(calibrator.temperature, temperature)
+    assert second.calibrators[0] is calibrator
+    assert torch.equal(first(X).probs, before)
+    with pytest.raises(BadInput):
+        second.calibrate((X, Y), calibrator, bg.calibration.Conformal(), bg.calibration.TemperatureScaling())
+    assert torch.equal(first(X).probs, before)
+
+
+def test_an_error_after_the_first_of_two_calibrators_keeps_what_was() -> None:
+    class Fails(bg.calibration.TemperatureScaling):
+        def _fit(self, pred: Any, targets: Any, counts: Any = None) -> None:
+            raise BadInput("no")
+
+    own, calibrator = predictor(), bg.calibration.TemperatureScaling()
+    before = own.calibrate((X, Y), calibrator)(X).probs
+    with pytest.raises(BadInput, match="no"):
+        own.calibrate((X[:40], Y[:40]), calibrator, Fails())
+    assert torch.equal(own(X).probs, before)
 
 
 def test_calibration_is_forgotten_when_the_weights_change() -> None:

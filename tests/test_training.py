@@ -288,6 +288,29 @@ def test_the_objective_gets_the_rows_of_the_whole_data() -> None:
     assert seen == [(16, 8), (16, 8)]
 
 
+def test_rows_are_those_of_the_targets_whatever_stands_beside_them() -> None:
+    module = nn.Linear(3, 1)
+    seen = []
+
+    def loss(batch: Batch, num_data: int) -> Tensor:
+        seen.append((num_data, batch.num_rows))
+        return _squares(module)(batch, num_data)
+
+    graph = {"edges": torch.zeros(2, 7), "x": INPUTS[:10], "y": TARGETS[:10]}
+    fit(module, loss, [graph, graph], epochs=1, input_key="x", target_key="y")
+    assert seen == [(20, 10), (20, 10)]
+
+
+def test_sparse_gradients_are_not_left_unclipped() -> None:
+    module = nn.Sequential(nn.EmbeddingBag(5, 3, sparse=True), nn.Linear(3, 1))
+    before = deepcopy(module.state_dict())
+    data = (torch.arange(20).reshape(20, 1) % 5, TARGETS)
+    with pytest.raises(BadInput, match="gradient_clip needs dense gradients"):
+        _fit(module, data, gradient_clip=0.1, optimizer=SGD)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    _fit(module, data, optimizer=SGD)
+
+
 def test_frozen_parameters_stay_and_numpy_follows_the_module() -> None:
     module = _network()
     module[0].requires_grad_(False)

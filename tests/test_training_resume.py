@@ -6,10 +6,19 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 from torch.utils.data import DataLoader, TensorDataset
 
 from bayesguard.checkpoint import load_tree
@@ -153,6 +162,8 @@ def test_an_early_stopped_checkpoint_stays_stopped(tmp_path: Path) -> None:
         ({"seed": 9}, "seed=1, this training has 9"),
         ({"optimizer": SGD}, "optimizer='Adam', this training has 'SGD'"),
         ({"scheduler": lambda o: StepLR(o, 1)}, "scheduler=None"),
+        ({"optimizer": functools.partial(torch.optim.Adam, lr=0.1)}, "lr of parameter group 0=0.001"),
+        ({"optimizer": functools.partial(torch.optim.Adam, betas=(0.5, 0.9))}, "betas of parameter group 0"),
         ({"precision": "bfloat16"}, "precision=None"),
         ({"validation": DATA, "patience": 1}, "early stopping=False"),
         ({"data": (INPUTS[:-1], TARGETS[:-1])}, "examples=20, this training has 19"),
@@ -164,6 +175,33 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, change: dic
     with pytest.raises(BadInput, match=message):
         _fit(module, checkpoint=tmp_path / "c", epochs=9, **change)
     assert _equal(module, _network(4))
+
+
+def test_a_schedule_of_another_length_is_refused(tmp_path: Path) -> None:
+    def schedule(length: int) -> Callable[[Any], LRScheduler]:
+        return lambda optimizer: CosineAnnealingLR(optimizer, T_max=length)
+
+    _fit(_network(), checkpoint=tmp_path / "c", optimizer=SGD, scheduler=schedule(3))
+    with pytest.raises(BadInput, match="T_max of the scheduler=3, this training has 6"):
+        _fit(_network(), checkpoint=tmp_path / "c", epochs=6, optimizer=SGD, scheduler=schedule(6))
+    fast = functools.partial(SGD, lr=0.1)
+    with pytest.raises(BadInput, match=r"lr of parameter group 0=0\.05"):
+        _fit(_network(), checkpoint=tmp_path / "c", epochs=6, optimizer=fast, scheduler=schedule(3))
+
+
+def test_one_optimizer_object_goes_on_after_its_scheduler_changed_it(tmp_path: Path) -> None:
+    module = _network()
+    optimizer = SGD(module.parameters())
+    settings = {"checkpoint": tmp_path / "c", "optimizer": optimizer, "scheduler": lambda o: StepLR(o, 1, 0.5)}
+    _fit(module, **settings)
+    assert len(_fit(module, epochs=5, **settings)) == 5
+
+
+def test_the_same_settings_in_another_form_are_the_same(tmp_path: Path) -> None:
+    rates: list[Any] = [np.float64(0.05), 0.05, torch.tensor(0.05, dtype=torch.float64)]
+    for number, rate in enumerate(rates, start=1):
+        optimizer = functools.partial(torch.optim.SGD, lr=rate, foreach=number == 2)
+        assert len(_fit(_network(), epochs=number, checkpoint=tmp_path / "c", optimizer=optimizer)) == number
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class MCDropout(Predictor):
     Args:
         network: The trained network; its outputs are raw.
         likelihood: What the outputs say about the target; None for `likelihoods.Categorical()`.
-        p: A drop rate that replaces the network's own; None to keep them.
+        p: A drop rate that replaces the network's own in predictions; None to keep them. `fit` trains with the network's own.
         layers: Names of the layers whose dropout is wanted (as in `network.named_modules()`); None for all.
         masks: "shared": one mask a draw for all examples, so that a draw is one function. "per_example": each
             example has masks of its own, as in training.

@@ -55,6 +55,9 @@ _LARGEST_CONVOLUTIONAL = 100_000
 
 def fit_members(ensemble: "DeepEnsemble", data: Any, **settings: Any) -> History:
     """Train every member of `ensemble`; settings as in `Predictor.fit`."""
+    if settings.get("epochs") == 1:
+        # What can be read once is to serve every member.
+        data, settings["validation"] = (_kept(some) for some in (data, settings.get("validation")))
     if trial := _train_jointly(ensemble, data, settings):
         return fit_jointly(
             ensemble.members,
@@ -66,10 +69,18 @@ def fit_members(ensemble: "DeepEnsemble", data: Any, **settings: Any) -> History
         )
     jobs = [(index, _member_settings(index, settings)) for index in range(len(ensemble.members))]
     if ensemble.n_jobs == 1:
-        histories = [_fit_member(ensemble, index, data, own) for index, own in jobs]
+        before = _states(data, settings)
+        histories = []
+        for index, own in jobs:
+            _set_states(data, settings, before)
+            histories.append(_fit_member(ensemble, index, data, own))
     else:
         histories = _fit_in_processes(ensemble, data, jobs)
     return History(members=tuple(histories))
+
+
+def _kept(data: Any) -> Any:
+    return list(data) if is_one_shot(data) else data
 
 
 def _train_jointly(ensemble: "DeepEnsemble", data: Any, settings: dict[str, Any]) -> Trial | None:
@@ -134,6 +145,10 @@ def _common(ensemble: "DeepEnsemble", seed: int) -> dict[str, Any]:
 
 def _fit_member(ensemble: "DeepEnsemble", index: int, data: Any, settings: dict[str, Any]) -> History:
     member = ensemble.members[index]
+    for generator in _generators(data, settings):
+        # Orders of its own, which do not depend on how long the members before it were trained.
+        drawn = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+        generator.manual_seed(derive_seed(drawn, "member", index))
 
     def objective(batch: Batch, num_data: int) -> Tensor:
         return ensemble.member_loss(member, join_inputs(batch), batch.targets, num_data)  # type: ignore[arg-type]
@@ -154,18 +169,32 @@ def _fit_in_processes(ensemble: "DeepEnsemble", data: Any, jobs: list[tuple[int,
     trained = Parallel(n_jobs=ensemble.n_jobs)(
         delayed(_fit_and_return)(ensemble, index, data, own, torch.get_num_threads()) for index, own in jobs
     )
-    for member, (state, _) in zip(ensemble.members, trained, strict=True):
+    for member, (state, _, _) in zip(ensemble.members, trained, strict=True):
         member.load_state_dict(state)
-    return [history for _, history in trained]
+    _set_states(data, jobs[-1][1], trained[-1][2])
+    return [history for _, history, _ in trained]
 
 
 def _fit_and_return(
     ensemble: "DeepEnsemble", index: int, data: Any, settings: dict[str, Any], threads: int
-) -> tuple[dict[str, Tensor], History]:
+) -> tuple[dict[str, Tensor], History, list[Tensor]]:
     # Workers together use the cores that the caller would have used.
     torch.set_num_threads(max(1, threads // ensemble.n_jobs))
     history = _fit_member(ensemble, index, data, settings)
-    return ensemble.members[index].state_dict(), history
+    return ensemble.members[index].state_dict(), history, _states(data, settings)
+
+
+def _generators(data: Any, settings: dict[str, Any]) -> list[torch.Generator]:
+    return generators_of(data, settings.get("validation"))
+
+
+def _states(data: Any, settings: dict[str, Any]) -> list[Tensor]:
+    return [generator.get_state() for generator in _generators(data, settings)]
+
+
+def _set_states(data: Any, settings: dict[str, Any], states: list[Tensor]) -> None:
+    for generator, state in zip(_generators(data, settings), states, strict=True):
+        generator.set_state(state)
 
 
 def _member_settings(index: int, settings: dict[str, Any]) -> dict[str, Any]:

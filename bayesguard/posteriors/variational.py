@@ -132,7 +132,9 @@ class Variational(WeightPredictor):
             # The layers draw for themselves, each with the estimator that it was made with.
             outputs, divergence = forward(), self.kl_divergence()
         else:
-            sample, divergence = self.guide.parts_with_kl(self.prior)
+            # Half precision is for the network's matrix products; a divergence is a sum over all weights.
+            with torch.autocast(self._device.type, enabled=False):
+                sample, divergence = self.guide.parts_with_kl(self.prior)
             with self._training_mode(sample):
                 outputs = forward()
         loss = self.likelihood.loss(outputs, targets)
@@ -155,7 +157,7 @@ class Variational(WeightPredictor):
         if not self.kl_warmup:
             return self.kl_weight
         share = int(self.steps) / self.kl_warmup
-        if share < 1 and self.training and torch.is_grad_enabled():
+        if share < 1 and torch.is_grad_enabled():
             self.steps += 1
         return self.kl_weight * share
 

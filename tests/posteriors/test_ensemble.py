@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
@@ -117,6 +118,40 @@ def test_processes_train_what_one_process_trains() -> None:
     alone, spread = trained(joint=False), trained(joint=False, n_jobs=2)
     for a, b in zip(alone.parameters(), spread.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def _loader() -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(5)
+    return DataLoader(TensorDataset(*DATA), batch_size=20, shuffle=True, generator=generator)
+
+
+def test_members_draw_from_a_loaders_own_generator_whatever_was_trained_before(tmp_path: Path) -> None:
+    def fitted(loader: DataLoader[Any], epochs: int, n_jobs: int = 1, path: Path | None = None) -> bg.DeepEnsemble:
+        ensemble = bg.DeepEnsemble(lambda seed: mlp(), num_members=3, joint=False, n_jobs=n_jobs)
+        ensemble.fit(loader, epochs=epochs, checkpoint=path)
+        return ensemble
+
+    straight, spread = _loader(), _loader()
+    want = fitted(straight, 4)
+    fitted(_loader(), 2, path=tmp_path / "c")
+    for other in (fitted(spread, 4, n_jobs=2), fitted(_loader(), 4, path=tmp_path / "c")):
+        for a, b in zip(want.parameters(), other.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+    assert torch.equal(straight.generator.get_state(), spread.generator.get_state())
+    again = [next(iter(straight))[1], next(iter(_loader()))[1]]
+    assert not torch.equal(*again)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_an_iterator_serves_every_member_for_one_epoch(joint: bool) -> None:
+    batches = [(DATA[0][:20], DATA[1][:20]), (DATA[0][20:], DATA[1][20:])]
+    want, got = (bg.DeepEnsemble(lambda seed: mlp(), num_members=2, joint=joint) for _ in range(2))
+    want.fit(batches, epochs=1, validation=batches)
+    history = got.fit(iter(batches), epochs=1, validation=iter(batches))
+    assert all(torch.equal(a, b) for a, b in zip(want.parameters(), got.parameters(), strict=True))
+    assert all(own.epochs[0].validation_nll is not None for own in history.members or (history,))
+    with pytest.raises(BadInput, match="run dry"):
+        got.fit(iter(batches), epochs=2)
 
 
 def test_bootstrap_gives_members_different_data() -> None:

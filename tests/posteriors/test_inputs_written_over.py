@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import bayesguard as bg
 from tests.chosen_ways import choose_way
@@ -139,3 +141,80 @@ def test_the_potential_of_chains_is_the_same_at_every_step(make: Callable[[], nn
     first, second = potential(flat), potential(flat)
     assert torch.equal(first, second)
     assert torch.equal(given, X)
+
+
+def fit_by_hand(network: nn.Module, data: list[tuple[Tensor, Tensor]], epochs: int) -> nn.Module:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(epochs):
+        for x, y in data:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x.clone()), y).backward()
+            optimizer.step()
+    return network
+
+
+def largest_difference(a: nn.Module, b: nn.Module) -> float:
+    return max(float((p - q).detach().abs().max()) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+# torch has no gradient of a layer whose input is then cleared.
+TRAINED = [make for make in MAKE if make is not Clears]
+
+
+@pytest.mark.parametrize("make", TRAINED)
+@pytest.mark.parametrize("joint", [None, True, False])
+def test_training_on_batches_that_are_read_again(make: Callable[[], nn.Module], joint: bool | None) -> None:
+    data = [(X.clone(), TARGETS), (2 * X, TARGETS)]
+    before = deepcopy(data)
+    predictor: bg.Predictor = bg.Deterministic(made(make))
+    if joint is not None:
+        predictor = bg.DeepEnsemble([made(make, seed) for seed in range(2)], joint=joint)
+    predictor.fit(data, epochs=3, optimizer=SGD)
+    trained = predictor.members if isinstance(predictor, bg.DeepEnsemble) else [predictor]
+    for seed, own in enumerate(trained):
+        assert largest_difference(own.network, fit_by_hand(made(make, seed), before, 3)) < 1e-10
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(data, before, strict=True))
+
+
+@pytest.mark.parametrize("make", TRAINED)
+def test_a_trial_of_training_together_leaves_the_arrays_alone(make: Callable[[], nn.Module]) -> None:
+    given = X.clone()
+    bg.DeepEnsemble([made(make, seed) for seed in range(2)], joint=True).fit((given, TARGETS), epochs=1)
+    assert torch.equal(given, X)
+
+
+class Standardises(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.features(x.sub_(1).mul_(2)).mean((2, 3)))
+        return outputs
+
+
+def test_a_trial_of_the_order_of_channels_leaves_the_first_batch_alone() -> None:
+    images = torch.randn(5, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    loader = DataLoader(TensorDataset(images, TARGETS), batch_size=5)
+    predictor = bg.Deterministic(made(Standardises))
+    predictor.fit(loader, epochs=2, optimizer=SGD)
+    want = fit_by_hand(made(Standardises), [(images, TARGETS)], 2)
+    assert largest_difference(predictor.network, want) < 1e-10
+
+
+def test_an_optimizer_that_asks_several_times_a_step() -> None:
+    solved = bg.Deterministic(made(Doubles))
+    by_hand = made(Doubles)
+    lbfgs = partial(torch.optim.LBFGS, max_iter=5)
+    solved.fit((X, TARGETS), epochs=1, optimizer=lbfgs)
+    optimizer = lbfgs(by_hand.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(by_hand(X.clone()), TARGETS)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert largest_difference(solved.network, by_hand) < 1e-8

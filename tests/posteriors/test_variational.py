@@ -231,6 +231,14 @@ def test_warm_up_and_temperature() -> None:
     assert "steps" in predictor.state_dict()
 
 
+def test_the_divergence_warms_up_in_a_loop_that_leaves_the_mode_alone() -> None:
+    predictor = bg.Variational(network(), kl_warmup=2)
+    assert not predictor.training
+    for _ in range(3):
+        predictor.loss(X, Y, num_data=40).backward()
+    assert predictor._next_kl_weight() == 1
+
+
 def test_delta_is_one_exact_draw() -> None:
     predictor = bg.Variational(network(), guide="delta", prior=bg.priors.Laplace(1.0))
     pred = predictor(X)
@@ -310,3 +318,22 @@ def test_autocast_draws_differ() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         outputs = predictor.draw_outputs(X, num_samples=6)
     assert outputs.float().std(0).min() > 0
+
+
+@pytest.mark.parametrize("guide", ["normal", "low_rank", "full", "matrix_normal"])
+def test_the_divergence_keeps_its_precision_under_autocast(guide: str) -> None:
+    predictor = bg.Variational(network(), guide=guide, init_scale=0.3)
+    with torch.no_grad():
+        for number, parameter in enumerate(predictor.guide.parameters()):
+            generator = torch.Generator().manual_seed(number)
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+    def objective() -> Tensor:
+        torch.manual_seed(0)
+        # The likelihood says nothing: what is left is the divergence.
+        return predictor.loss(X[:0], Y[:0], num_data=1).detach()
+
+    with torch.random.fork_rng():
+        want = objective()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(objective(), want)
