@@ -24,8 +24,14 @@ def as_tensor(value: object, name: str) -> Tensor:
         if value.dtype.kind not in "biuf":
             way = _to_numbers(value.dtype.kind)
             raise BadType(f"{name} must hold numbers, got an array of dtype {value.dtype}{way}")
-        # Read-only memory would make torch warn, and a negative stride is refused: both need a copy.
-        return torch.from_numpy(np.array(value, order="C", copy=not value.flags.writeable or None))
+        if value.dtype == np.longdouble and value.dtype != np.float64:
+            raise BadType(
+                f"{name} has dtype {value.dtype}, which torch does not know; convert it, as by .astype(float)"
+            )
+        # Read-only memory would make torch warn, a negative stride and another machine's order of bytes are refused: all
+        # need a copy.
+        native = value.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(value, dtype=native, order="C", copy=not value.flags.writeable or None))
     if isinstance(value, (int, float, Sequence)) and not isinstance(value, (str, bytes)):
         try:
             return torch.as_tensor(value)

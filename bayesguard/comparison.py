@@ -15,7 +15,7 @@ from bayesguard.errors import BadInput, BadType
 from bayesguard.evaluation import check_order, check_same_targets, predictions
 from bayesguard.grouping import cluster_index
 from bayesguard.metrics.bootstrap import bootstrap_weights, critical_value, largest, standardised
-from bayesguard.metrics.registry import EVALUATION_METRICS, Scores, specs_for
+from bayesguard.metrics.registry import EVALUATION_METRICS, Kind, Scores, kind_of, specs_for
 from bayesguard.metrics.scores import Together
 from bayesguard.predictive import Predictive
 from bayesguard.predictor import Predictor
@@ -106,7 +106,7 @@ def compare(
         predictors: Predictors by name, or their Predictives (then `data` are the targets).
         data: As for `evaluate`.
         baseline: Name of the one that the others are held against; None for the first.
-        metrics: As for `evaluate`.
+        metrics: As for `evaluate`; None for those defaults that all of the predictions have.
         clusters: As for `evaluate`.
         correction: "max_t", or None for intervals and p-values of each difference by itself.
         confidence_level: Of the intervals.
@@ -114,7 +114,7 @@ def compare(
 
     Raises:
         BadInput: Fewer than two predictors, an unknown baseline or correction, clusters of another length or for shuffled
-            data, or predictions of different targets.
+            data, predictions of different targets, or of classes and of numbers.
 
     References:
         J. Romano, M. Wolf (2005). Exact and approximate stepdown methods for multiple hypothesis testing. JASA (the
@@ -218,14 +218,24 @@ def _scores(
     predictors: Mapping[str, Predictor | Predictive], data: Any, metrics: list[str] | None
 ) -> dict[str, dict[str, Scores]]:
     scores: dict[str, dict[str, Scores]] = {}
+    kinds: dict[str, Kind] = {}
     truth: Tensor | None = None
     for name, predictor in predictors.items():
         predictive, targets = predictions(predictor, data)
         if truth is not None:
             check_same_targets(truth, targets)
         truth = targets
+        kinds[name] = kind_of(predictive)
+        # The likelihood of a class is a probability and that of a number a density: their difference means nothing.
+        if len({kind in ("categorical", "binary") for kind in kinds.values()}) > 1:
+            raise BadInput(f"predictors answer in different kinds ({_listing(kinds)}), and cannot be compared")
         scores[name] = {spec.name: spec.scores(predictive, targets) for spec in specs_for(predictive, metrics)}
-    return scores
+    common = [metric for metric in next(iter(scores.values())) if all(metric in own for own in scores.values())]
+    return {name: {metric: own[metric] for metric in common} for name, own in scores.items()}
+
+
+def _listing(kinds: Mapping[str, Kind]) -> str:
+    return ", ".join(f"{name!r}: {kind}" for name, kind in kinds.items())
 
 
 def _resample(scores: dict[str, dict[str, Scores]], seed: int, clusters: object) -> dict[str, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from bayesguard.checks import as_tensor, check_count, check_finite, check_level, to_shape
 from bayesguard.data import Batch, is_one_shot
@@ -178,8 +178,16 @@ def check_same_targets(targets: Tensor, again: Tensor) -> None:
 
 def check_order(data: Any, why: str) -> None:
     """Raise BadInput for a loader that shuffles, where rows have to be in a known order."""
-    if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
+    if isinstance(data, DataLoader) and _shuffles(data):
         raise BadInput(f"data is shuffled, and {why} go by the order of its rows; use a loader with shuffle=False")
+
+
+def _shuffles(loader: DataLoader[Any]) -> bool:
+    # A loader that was given batches says nothing of their order itself.
+    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    if isinstance(sampler, DistributedSampler):
+        return bool(sampler.shuffle)
+    return isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler)
 
 
 def check_num_resamples(num_resamples: int, confidence_level: float) -> None:

@@ -61,11 +61,15 @@ def cluster_index(clusters: object, count: int) -> Tensor:
     """Return the number of each example's cluster, 0..C-1, int64 `[N]` on the CPU.
 
     Raises:
-        BadInput: Another number of labels than examples, or fewer than two clusters.
+        BadInput: Another number of labels than examples, an example without a label, or fewer than two clusters.
     """
-    labels = [str(label) for label in _listed(clusters)]
-    if len(labels) != count:
-        raise BadInput(f"clusters has {len(labels)} labels for {count} examples; one label an example is needed")
+    given = _listed(clusters)
+    if len(given) != count:
+        raise BadInput(f"clusters has {len(given)} labels for {count} examples; one label an example is needed")
+    for row, label in enumerate(given):
+        if is_missing(label):  # All such would be one cluster.
+            raise BadInput(f"clusters has no label in row {row}; name one, which may be its own, or drop the row")
+    labels = [str(label) for label in given]
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     if len(numbers) < 2:
         raise BadInput("clusters has one cluster only; from one nothing can be told about others")
@@ -104,6 +108,14 @@ def _listed(values: Any) -> list[Any]:
     return list(values)
 
 
+def is_missing(label: Any) -> bool:
+    """Return whether a label is None or NaN, or what pandas has for them."""
+    try:
+        return label is None or bool(label != label)
+    except TypeError:  # pandas.NA is neither equal to itself nor not
+        return True
+
+
 def _quantile_labels(values: list[float], bins: int) -> list[str]:
     """Return the quantile bin of each value, named by its range; equal values are never parted."""
     column = torch.tensor(values, dtype=torch.float64, device="cpu")
@@ -138,7 +150,7 @@ def _members(name: str, given: Any, count: int) -> list[tuple[str, Tensor]]:
         return [(name, torch.tensor(values, device="cpu").nonzero().squeeze(-1))]
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
-        if value is None or value != value:  # It would be a group of its own, which nobody named.
+        if is_missing(value):  # It would be a group of its own, which nobody named.
             raise BadInput(
                 f"groups{f'[{name!r}]' if name else ''} has no label in row {row}; name one, or drop the row"
             )

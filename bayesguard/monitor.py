@@ -78,7 +78,7 @@ class CalibrationMonitor(nn.Module):
             BadType: A predictive that says nothing about the claim.
         """
         gains = self._gains(pred, as_given(targets, "targets").detach().to(pred.device)).to(self.log_wealth.device)
-        for part in gains.split(_ROWS):
+        for part in gains.split(_ROWS) if len(gains) else ():
             self._take(part)
         return self.alarm
 
@@ -89,8 +89,8 @@ class CalibrationMonitor(nn.Module):
 
     @property
     def e_value(self) -> float:
-        """The fortune now, of 1 at first; its reciprocal is a p-value for those who look once."""
-        return math.exp(float(self._total(self.log_wealth)))
+        """The fortune now, of 1 at first, infinite above 1e308; its reciprocal is a p-value for those who look once."""
+        return float(self._total(self.log_wealth).exp())
 
     def finding(self) -> str:
         """Say which bets have won most: what is wrong, if anything is."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayesguard.checks import as_tensor, check_finite
 from bayesguard.errors import BadFile, BadInput
+from bayesguard.grouping import is_missing
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.numerics import slices, wide
 
@@ -45,8 +46,12 @@ def read_predictions(
     truth = _column(columns, targets, TARGET_NAMES, path)
     if not np.size(truth):
         raise BadInput(f"{path} has no rows; there is nothing to evaluate")
-    labels = None if groups is None else _groups(_column(columns, groups, (), path), groups, path)
+    labels = None if groups is None else _groups(_column(columns, groups, (), path, as_text=True), groups, path)
     predictive = _predictive(columns, path)
+    if names := _named_classes(columns, path):
+        written = _column(columns, targets, TARGET_NAMES, path, as_text=True)
+        # True may be written TRUE, and 1.5 as 1.50: what is no name as it is written may be one as it is read.
+        truth = written if all(is_missing(name) or name in names for name in written.tolist()) else truth
     if np.asarray(truth).dtype.kind == "b" and getattr(predictive, "num_classes", 2) > 2:
         raise BadInput(
             f"{path} has targets of True and False, but {predictive.num_classes} classes; number the classes"
@@ -55,7 +60,7 @@ def read_predictions(
 
 
 def _columns(path: Path) -> Columns:
-    kinds: dict[str, Callable[[Path], Columns]] = {".npz": _Archive, ".csv": _read_csv, ".parquet": _Parquet}
+    kinds: dict[str, Callable[[Path], Columns]] = {".npz": _Archive, ".csv": _Csv, ".parquet": _Parquet}
     if path.suffix not in kinds:
         raise BadFile(f"{path} is of no known kind; pass a .npz, .csv or .parquet file")
     if not path.is_file():
@@ -90,6 +95,21 @@ class _Archive(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+class _Csv(dict[str, Any]):
+    """The columns of a .csv file, numbers where all of a column are numbers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(_read_csv(path))
+
+    def text(self, name: str) -> Any:
+        """Return a column as it is written: 01 is not 1, and a class or a group may be named NA, None or true."""
+        frame = _pandas(".csv").read_csv(
+            self.path, usecols=[name], dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig"
+        )
+        return frame[name].astype(object).to_numpy()
 
 
 def _read_csv(path: Path) -> Columns:
@@ -176,16 +196,16 @@ def _pandas(suffix: str) -> Any:
 
 def _groups(labels: Any, name: str, path: Path) -> Any:
     """Return group labels; a row without one would silently be a group of its own."""
-    missing = [row for row, label in enumerate(labels.tolist()) if label is None or label != label]
+    missing = [row for row, label in enumerate(labels.tolist()) if is_missing(label)]
     if missing:
         raise BadInput(f"{path} has no group label {name!r} in row {missing[0]}")
     return labels
 
 
-def _column(columns: Columns, name: str | None, usual: tuple[str, ...], path: Path) -> Any:
+def _column(columns: Columns, name: str | None, usual: tuple[str, ...], path: Path, *, as_text: bool = False) -> Any:
     for candidate in (name,) if name is not None else usual:
         if candidate in columns:
-            return columns[candidate]
+            return columns.text(candidate) if as_text and isinstance(columns, _Csv) else columns[candidate]
     wanted = repr(name) if name is not None else f"targets (any of {', '.join(usual)}; --targets names another)"
     raise BadInput(f"{path} has no {wanted}; it has {', '.join(columns) or 'nothing'}")
 
@@ -253,19 +273,27 @@ def _class_columns(columns: Columns, kind: str, path: Path) -> list[str]:
     return ordered
 
 
-def _class_numbers(truth: Any, columns: Columns, path: Path) -> Any:
-    """Return targets given as class names (`cat` for the column `prob_cat`) as numbers; others as they are."""
-    values = np.asarray(truth)
+def _named_classes(columns: Columns, path: Path) -> list[str]:
+    """Return the names of the classes (`cat` for the column `prob_cat`); nothing where they are numbered."""
     for kind in _PATTERNS:
         names = [name.removeprefix(kind) for name in _class_columns(columns, kind, path)]
-        if not names or all(name.isdecimal() for name in names):
-            continue
-        numbers = {name: number for number, name in enumerate(names)}
-        unknown = [str(value) for value in values.tolist() if str(value) not in numbers]
-        if unknown:
-            raise BadInput(f"{path} has the target {unknown[0]!r}; the classes are {', '.join(names)}")
-        return np.array([numbers[str(value)] for value in values.tolist()])
-    return values
+        if names and not all(name.isdecimal() for name in names):
+            return names
+    return []
+
+
+def _class_numbers(truth: Any, columns: Columns, path: Path) -> Any:
+    """Return targets given as names of classes as numbers; others as they are."""
+    values, names = np.asarray(truth), _named_classes(columns, path)
+    if not names:
+        return values
+    numbers = {name: number for number, name in enumerate(names)}
+    for row, value in enumerate(values.tolist()):
+        if is_missing(value):
+            raise BadInput(f"{path} has no target in row {row}; the classes are {', '.join(names)}")
+        if str(value) not in numbers:
+            raise BadInput(f"{path} has the target {str(value)!r}; the classes are {', '.join(names)}")
+    return np.array([numbers[str(value)] for value in values.tolist()])
 
 
 def _targets(truth: Any, columns: Columns, path: Path) -> Tensor:

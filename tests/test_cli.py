@@ -13,6 +13,7 @@ import torch
 
 import bayesguard as bg
 from bayesguard.cli import main
+from bayesguard.errors import BadInput
 from bayesguard.tables import read_predictions
 
 PROBS = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
@@ -374,3 +375,23 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "crossed: ece>0.05" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_groups_and_classes_are_what_is_written(tmp_path: Path) -> None:
+    text = "prob_NA,prob_true,label,where\n0.9,0.1,NA,01\n0.2,0.8,true,1\n0.3,0.7,NA,None\n0.4,0.6,true,NA\n"
+    _, truth, groups = read_predictions(csv(tmp_path, text), groups="where")
+    assert truth.tolist() == [0, 1, 0, 1]
+    assert groups.tolist() == ["01", "1", "None", "NA"]
+    text = "prob_True,prob_False,label\n0.9,0.1,TRUE\n0.2,0.8,FALSE\n"
+    assert read_predictions(csv(tmp_path, text))[1].tolist() == [0, 1]
+    text = "prob_True,prob_False,label\n0.9,0.1,True\n0.2,0.8,\n"
+    with pytest.raises(BadInput, match="no target in row 1"):
+        read_predictions(csv(tmp_path, text))
+
+
+def test_arrays_of_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert accuracy(npz(tmp_path, probs=PROBS.astype(">f8"), labels=LABELS.astype(">i4")), capsys) == 0.75
+    if np.dtype(np.longdouble) != np.float64:
+        code, _, error = run(["evaluate", npz(tmp_path, probs=PROBS.astype(np.longdouble), labels=LABELS)], capsys)
+        assert (code, error.count("\n")) == (2, 1)
+        assert "which torch does not know" in error

@@ -241,3 +241,19 @@ def test_one_example_tells_no_difference() -> None:
     with pytest.raises(BadInput, match="one example only"):
         compare(predictors, (x[:1], y[:1]))
     compare(predictors, (x, y))
+
+
+@pytest.mark.parametrize("names", [("normal", "draws"), ("draws", "normal")])
+def test_of_different_numbers_what_both_have(names: tuple[str, str]) -> None:
+    normal, _, y = normals(0)
+    draws = Predictive.from_samples(torch.randn(20, len(y), generator=torch.Generator().manual_seed(1)))
+    both = {"normal": normal, "draws": draws}
+    comparison = compare({name: both[name] for name in names}, y)
+    assert {row.metric for row in comparison.differences} >= {"rmse", "crps"}
+    assert "nll" not in {row.metric for row in comparison.differences}
+    assert comparison.table()
+
+
+def test_classes_and_numbers_are_not_compared() -> None:
+    with pytest.raises(BadInput, match="'a': categorical, 'b': continuous"):
+        compare({"a": A, "b": Predictive.from_normal(torch.zeros(4), torch.ones(4))}, LABELS)

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import bayesguard as bg
 from bayesguard.errors import BadInput, BadType
@@ -170,3 +179,39 @@ def test_joint_intervals_hold_the_own_ones() -> None:
         assert row.lower < own.lower < own.value == row.value < own.upper < row.upper
     one = bg.evaluate(Predictive.from_normal([0.0, 1.0], [1.0, 1.0]), [0.3, 0.2], groups=[1, 1], metrics=["nll"])
     assert one.worst_group("nll").group == "1"
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, pytest.importorskip("pandas").NA])
+def test_a_missing_label_is_none(missing: Any) -> None:
+    labels = ["a", missing, "b", missing]
+    pred, y = Predictive.from_probs([[0.9, 0.1]] * 4), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(BadInput, match="clusters has no label in row 1"):
+        bg.evaluate(pred, y, clusters=labels)
+    with pytest.raises(BadInput, match="groups has no label in row 1"):
+        bg.evaluate(pred, y, groups=labels)
+
+
+@pytest.mark.parametrize("name", ["subset", "weighted", "batches", "distributed"])
+def test_labels_by_place_need_rows_in_order(name: str) -> None:
+    x, y = data()
+    rows = TensorDataset(x, y)
+    generator = torch.Generator().manual_seed(0)
+    settings: dict[str, dict[str, Any]] = {
+        "subset": {"sampler": SubsetRandomSampler(range(60), generator)},
+        "weighted": {"sampler": WeightedRandomSampler([1.0] * 60, 60, generator=generator)},
+        "batches": {"batch_sampler": BatchSampler(RandomSampler(rows, generator=generator), 8, False)},
+        "distributed": {"sampler": DistributedSampler(rows, num_replicas=1, rank=0)},
+    }
+    loader = DataLoader(rows, **settings[name])
+    with pytest.raises(BadInput, match="groups go by the order"):
+        bg.evaluate(linear(), loader, groups=y)
+    with pytest.raises(BadInput, match="clusters go by the order"):
+        bg.evaluate(linear(), loader, clusters=y)
+
+
+def test_batches_in_order_have_groups() -> None:
+    x, y = data()
+    rows = TensorDataset(x, y)
+    in_order = DataLoader(rows, batch_sampler=BatchSampler(SequentialSampler(rows), 8, False))
+    for loader in (in_order, DataLoader(rows, sampler=DistributedSampler(rows, 1, 0, shuffle=False))):
+        assert found(loader, y) == found((x, y), y)

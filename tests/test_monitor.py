@@ -1,5 +1,6 @@
 """The monitor: false alarms as rare as promised at any time, faults found, and a state that goes on."""
 
+import math
 from typing import Any
 
 import pytest
@@ -113,3 +114,19 @@ def test_yes_or_no() -> None:
 def test_what_is_refused(call: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_fortune_beyond_all_numbers() -> None:
+    monitor = CalibrationMonitor()
+    sure = bg.Predictive.from_probs(torch.tensor([0.99, 0.01]).expand(5000, 2))
+    monitor.update(sure, torch.arange(5000) % 2)
+    assert monitor.e_value == math.inf
+    assert monitor.finding() == "over-confident"
+
+
+def test_a_batch_without_examples_changes_nothing() -> None:
+    monitor, (pred, y) = CalibrationMonitor(), classes(5, 0)
+    monitor.update(pred, y)
+    before = monitor.e_value
+    assert not monitor.update(pred[:0], y[:0])
+    assert (int(monitor.num_examples), monitor.e_value) == (5, before)

@@ -292,8 +292,16 @@ def sets_of(predictive: Pred, alpha: float = 0.1) -> Tensor:
     return given.prediction_set(alpha)
 
 
+def labels_of(predictive: Pred, targets: Tensor) -> Tensor:
+    """Return targets as class labels; those of yes or no may be bool or floating point, as for every metric."""
+    if kind_of(predictive) != "binary":
+        return targets
+    return yes_or_no(class_probs(predictive), targets)[1].long().reshape(targets.shape)
+
+
 def _set_coverage(predictive: Pred, targets: Tensor) -> Scores:
-    return Mean(_rows(covered_labels(sets_of(predictive), targets)[1].reshape(targets.shape)))
+    covered = covered_labels(sets_of(predictive), labels_of(predictive, targets))[1]
+    return Mean(_rows(covered.reshape(targets.shape)))
 
 
 def _set_size(predictive: Pred, targets: Tensor) -> Scores:

@@ -184,7 +184,8 @@ def details(summary: str, head: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def gaps(named: Mapping[str, Estimate], title: str, caption: str) -> str:
     """Return gaps with intervals, one line each, around 0; names are numbers that the table beside explains."""
-    reach = max(max(abs(gap.lower), abs(gap.upper), 0.001) for gap in named.values()) * 1.1
+    ends = [end for gap in named.values() for end in gap if math.isfinite(end)]
+    reach = max(0.001, *map(abs, ends)) * 1.1
     height = 24 + 20 * len(named)
     frame = svg.Frame(14, 346, 20, height, (-reach, reach), (0, len(named)))
     x_ticks = [(value, f"{100 * value:+.3g}" if value else "0") for value in svg.ticks(-reach, reach)]
@@ -193,8 +194,11 @@ def gaps(named: Mapping[str, Estimate], title: str, caption: str) -> str:
     parts.append(f'<path class="ideal" d="M{zero:.1f} {frame.top:g}V{frame.bottom:g}"/>')
     for place, (name, gap) in enumerate(named.items()):
         y = frame.top + (place + 0.5) * (frame.bottom - frame.top) / len(named)
-        bar = f'<path class="s0 error" d="M{frame.x(gap.lower):.1f} {y:.1f}H{frame.x(gap.upper):.1f}"/>'
-        tip = f"{name}\n{100 * gap.value:+.1f} points [{100 * gap.lower:+.1f}, {100 * gap.upper:+.1f}]"
+        bar, interval = "", ""
+        if not math.isnan(gap.lower):  # which it is for one example
+            bar = f'<path class="s0 error" d="M{frame.x(gap.lower):.1f} {y:.1f}H{frame.x(gap.upper):.1f}"/>'
+            interval = f" [{100 * gap.lower:+.1f}, {100 * gap.upper:+.1f}]"
+        tip = f"{name}\n{100 * gap.value:+.1f} points{interval}"
         shapes = bar + svg.mark(frame.x(gap.value), y, 0) + svg.hit(frame.left, y - 9, frame.right - frame.left, 18)
         parts.append(svg.point(tip, shapes))
     return figure(svg.drawing(height + 42, title, "".join(parts)), title=title, caption=caption)

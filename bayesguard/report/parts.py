@@ -1,5 +1,6 @@
 """The sections of the page that have diagrams: which diagrams of what, and the words around them."""
 
+import math
 from collections.abc import Mapping
 from html import escape
 
@@ -162,6 +163,8 @@ def _named(label: str, evaluations: Mapping[str, Evaluation]) -> str:
 
 
 def _gap(gap: Estimate) -> str:
+    if math.isnan(gap.lower):
+        return f"{100 * gap.value:+.1f}"
     return f"{100 * gap.value:+.1f} <small>[{100 * gap.lower:+.1f}, {100 * gap.upper:+.1f}]</small>"
 
 

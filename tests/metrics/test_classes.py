@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Poisson
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from bayesguard import metrics
 from bayesguard.errors import BadInput, BadType
@@ -265,3 +265,60 @@ def test_torchmetrics_is_loaded_at_first_use_only() -> None:
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="Precision"):
         _ = metrics.Precision
+
+
+@pytest.mark.parametrize(
+    ("make", "pred", "first", "then"),
+    [
+        (
+            lambda: {"50": metrics.IntervalCoverage(0.5), "90": metrics.IntervalCoverage(0.1)},
+            Predictive.from_normal(torch.zeros(4), torch.ones(4)),
+            torch.zeros(4),
+            torch.tensor([1.0, 1.5, -1.0, 3.0]),
+        ),
+        (
+            lambda: {"right": metrics.Accuracy(), "held": metrics.SetCoverage(0.01)},
+            Predictive.from_probs([[0.6, 0.4]] * 4),
+            torch.zeros(4, dtype=torch.long),
+            torch.tensor([0, 1, 1, 1]),
+        ),
+        (
+            lambda: {"60": metrics.CalibrationErrorAt(0.6), "80": metrics.CalibrationErrorAt(0.8)},
+            Predictive.from_probs([[0.9, 0.1]] * 2 + [[0.55, 0.45], [0.7, 0.3]]),
+            None,
+            torch.tensor([0, 0, 1, 1]),
+        ),
+    ],
+)
+def test_metrics_of_a_collection_do_not_share_a_mean(
+    make: Callable[[], dict[str, Metric]], pred: Predictive, first: Tensor | None, then: Tensor
+) -> None:
+    """Their states are equal after the first batch, by chance; a collection then computes both from one."""
+    together, alone = MetricCollection(dict(make())), make()
+    for update in (together.update, *(metric.update for metric in alone.values())):
+        if first is None:
+            update(pred[:2], then[:2])
+        else:
+            update(pred, first)
+        update(pred, then)
+    wanted = {name: metric.compute().item() for name, metric in alone.items()}
+    assert len(set(wanted.values())) == 2
+    assert {name: value.item() for name, value in together.compute().items()} == wanted
+
+
+def test_metrics_of_the_same_rows_share_them() -> None:
+    together = MetricCollection([metrics.AreaUnderRiskCoverage(), metrics.ErrorAUROC()])
+    together.update(*categorical())
+    assert len(together.compute_groups) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.long, torch.float32, torch.bool, torch.uint8])
+def test_yes_or_no_of_any_dtype_in_sets(dtype: torch.dtype) -> None:
+    probs = torch.tensor([0.95, 0.6, 0.02])
+    metric = metrics.SetCoverage()
+    metric.update(probs, torch.tensor([0, 1, 0]).to(dtype))
+    assert metric.compute().item() == pytest.approx(2 / 3)
+    scores = EVALUATION_METRICS["set_coverage_90"].scores(
+        Predictive.from_probs(probs), torch.tensor([0, 1, 0]).to(dtype)
+    )
+    assert scores.value() == pytest.approx(2 / 3)

@@ -177,3 +177,13 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="empty"):
         report.to_html({}, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_group_of_one_has_no_interval(tmp_path: Path) -> None:
+    pred = Predictive.from_probs([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]])
+    evaluation = bg.evaluate(pred, torch.tensor([0, 1, 1]), groups=["a", "a", "b"])
+    path = tmp_path / "page.html"
+    for shown in (evaluation, bg.evaluate(pred[:1], torch.tensor([0]))):
+        shown.to_html(path)
+        text = re.sub("<(style|script|dl).*?</\\1>", "", path.read_text(), flags=re.DOTALL)
+        assert "nan" not in text

@@ -39,6 +39,15 @@ class PredictiveMetric(Metric):
             # On the CPU whatever the default device is; `metric.to(device)` moves it.
             self.add_state(name, torch.zeros(shape, dtype=dtype, device="cpu"), dist_reduce_fx="sum")
 
+    def _keep_apart(self, *settings: float) -> None:
+        """Keep a `MetricCollection` from computing this metric from the sums of another one.
+
+        It lets metrics share their states if those are equal after the first batch, which different means of the same
+        rows may be by chance. Of states with other names it does not ask: this one says by its name what is averaged.
+        """
+        words = "_".join([type(self).__name__, *map(repr, settings)])
+        self._add_sums("of_" + "".join(letter if letter.isalnum() else "_" for letter in words))
+
     def _add_lists(self, *names: str) -> None:
         for name in names:
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -75,12 +84,17 @@ class AtLevel(Average):
     def __init__(self, alpha: float = 0.1, **options: Any) -> None:
         super().__init__(**options)
         self.alpha = check_level(alpha, "alpha")
+        self._keep_apart(self.alpha)
 
 
 class Registered(Average):
     """A mean over examples of what the registry's metric of this name keeps of each."""
 
     name: str
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._keep_apart()
 
     def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         self._average(EVALUATION_METRICS[self.name].scores(pred, targets).rows, weights)

@@ -152,6 +152,7 @@ class CalibrationErrorAt(PredictiveMetric):
         super().__init__(**options)
         self.threshold = check_level(threshold, "threshold")
         self._add_sums("mass", "gaps", shape=(2,))
+        self._keep_apart(self.threshold)
 
     def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         if kind_of(pred) not in ("categorical", "binary"):

@@ -5,7 +5,7 @@ from torch import Tensor
 from bayesguard.checks import check_shape
 from bayesguard.metrics.classes.base import AtLevel, Registered
 from bayesguard.metrics.functional.sets import covered_labels
-from bayesguard.metrics.registry import Pred, kind_of, sets_of
+from bayesguard.metrics.registry import Pred, kind_of, labels_of, sets_of
 
 
 class Accuracy(Registered):
@@ -54,7 +54,8 @@ class SetCoverage(_Sets):
     """
 
     def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
-        self._average(covered_labels(self._sets(pred), targets)[1].reshape(targets.shape), weights)
+        covered = covered_labels(self._sets(pred), labels_of(pred, targets))[1]
+        self._average(covered.reshape(targets.shape), weights)
 
 
 class SetSize(_Sets):

@@ -63,6 +63,7 @@ class VariogramScore(Average):
         if not 0 < p < float("inf"):
             raise BadInput(f"p must be positive and finite, got {p}")
         self.p = float(p)
+        self._keep_apart(self.p)
 
     def add(self, pred: Pred, targets: Tensor, weights: Tensor | None) -> None:
         if isinstance(pred, Tensor):
