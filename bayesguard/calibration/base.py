@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesguard.checks import check_finite, check_shape
@@ -162,6 +163,15 @@ def class_columns(pred: Predictive, asked: Calibrator, hint: str = "") -> Tensor
         f"{type(asked).__name__} is for one class (or yes and no) an example, got a {type(pred).__name__} of batch shape "
         f"{tuple(pred.batch_shape)}{hint}"
     )
+
+
+def class_log_probs(pred: Predictive, asked: Calibrator) -> Tensor:
+    """Return the logarithms of `class_columns` in float64, from logits: those of probabilities next to 0 and 1, too."""
+    class_columns(pred, asked)
+    logits = wide(pred.logits.detach())
+    if isinstance(pred, BernoulliPredictive):
+        return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+    return logits.log_softmax(-1)
 
 
 def check_order(calibrators: Sequence[Calibrator]) -> None:
