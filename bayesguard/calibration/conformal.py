@@ -7,11 +7,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.base import class_columns
+from bayesguard.calibration.base import class_columns, class_labels
 from bayesguard.calibration.clusters import NULL, cluster_classes, clustering_rows, warn_all_rare
 from bayesguard.calibration.scores import ClassScore, check_class_score, class_scores, label_scores
 from bayesguard.calibration.split import SplitConformal
-from bayesguard.checks import check_count, check_finite, check_labels, check_shape
+from bayesguard.checks import check_count, check_finite, check_shape
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive import (
     BernoulliPredictive,
@@ -105,7 +105,7 @@ class Conformal(SplitConformal):
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
         probs = self._probs(pred[:1])
-        labels = check_labels(targets, pred.batch_shape, probs.shape[1])
+        labels = class_labels(pred, targets)
         if pred.num_samples > 1:  # what is found of a mixture is kept, and asked for again
             return self._label_scores(self._probs(pred), labels)
         cost = probs.shape[1] * BUDGET // CACHED
@@ -117,6 +117,12 @@ class Conformal(SplitConformal):
             return
         scores, num_classes = self._score(pred, targets), self._probs(pred[:1]).shape[1]
         spent = clustering_rows(len(scores), num_classes, self.seed).to(scores.device)
+        kept = (~spent).nonzero().squeeze(-1)
+        if not len(kept):
+            raise BadInput(
+                f"pred has {len(spent)} examples, too few to tell the clusters of {num_classes} classes and to give bounds; "
+                'add some, or use by="all"'
+            )
         labels = targets.long()
         self.clusters = cluster_classes(scores[spent], labels[spent], num_classes, self.alpha, self.seed)
         if not bool((self.clusters != NULL).any()):
@@ -124,7 +130,6 @@ class Conformal(SplitConformal):
         groups, weights = self._pending
         if weights is not None:
             self._pending = groups, as_given(weights, "weights")[(~spent).to(as_given(weights, "weights").device)]
-        kept = (~spent).nonzero().squeeze(-1)
         super()._fit(pred[kept], targets[kept])
         self.diagnostics |= {
             "num_clustering_examples": int(spent.sum()),

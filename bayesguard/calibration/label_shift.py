@@ -16,9 +16,9 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator, class_columns, class_log_probs
+from bayesguard.calibration.base import Calibrator, class_columns, class_labels, class_log_probs
 from bayesguard.calibration.class_shares import confused_shares, mean_test, most_likely_shares
-from bayesguard.checks import check_finite, check_labels, check_shape
+from bayesguard.checks import check_finite, check_shape
 from bayesguard.errors import BadInput, CalibrationWarning, NotFitted
 from bayesguard.predictive import CategoricalPredictive, Predictive
 from bayesguard.predictive.base import normalised_weights
@@ -96,7 +96,7 @@ class PriorCorrection(Calibrator):
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         probs = wide(class_columns(pred, self))
-        labels = check_labels(targets, probs.shape[:1], probs.shape[1])
+        labels = class_labels(pred, targets)
         member = torch.nn.functional.one_hot(labels, probs.shape[1]).double()
         counts = member.sum(0)
         if bool((counts == 0).any()):

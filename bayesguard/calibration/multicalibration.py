@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator, class_log_probs
+from bayesguard.calibration.base import Calibrator, class_labels, class_log_probs
 from bayesguard.calibration.fitted import check_possible
-from bayesguard.checks import check_count, check_labels, check_level, check_shape
+from bayesguard.checks import check_count, check_level, check_shape
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.predictive import BernoulliPredictive, Predictive
 from bayesguard.predictive.base import normalised_weights
@@ -156,8 +156,7 @@ class Multicalibration(Calibrator):
         log_probs = class_log_probs(pred, self)
         count, classes = log_probs.shape
         members = _members(self._groups, count, log_probs.device)
-        answers = targets.long() if targets.dtype == torch.bool else targets
-        labels = check_labels(answers, (count,), classes)
+        labels = class_labels(pred, targets)
         possible = log_probs.gather(1, labels.unsqueeze(-1)).squeeze(-1) > -torch.inf
         check_possible(count - int(possible.sum()), count)
         log_probs, members, labels = log_probs[possible], members[possible], labels[possible]

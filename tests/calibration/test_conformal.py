@@ -300,6 +300,10 @@ def test_weights_that_leave_too_little_are_refused() -> None:
     weights[:3] = 1.0
     with pytest.raises(BadInput, match=r"are worth 3\.0 equal ones"):
         ConformalInterval("cdf").fit(pred, y, weights=weights)
+    fitted = ConformalInterval("cdf").fit(pred, y)
+    with pytest.raises(BadInput, match="equal ones"):
+        fitted.fit(pred, y, weights=weights)
+    fitted(pred)  # what was fitted before stays
 
 
 # What the calibrated predictive is.
