@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bayesguard.checks import check_finite, check_shape
+from bayesguard.checks import check_finite, check_labels, check_shape
 from bayesguard.errors import BadInput, BadType, NotFitted
 from bayesguard.looks import holds
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive.bernoulli import check_answers
 from bayesguard.predictive.numerics import as_given, wide
 from bayesguard.sampling import stream
 
@@ -21,7 +23,7 @@ from bayesguard.sampling import stream
 class Calibrator(nn.Module, ABC):
     """A map from predictives to predictives, fitted on predictions for held-out examples and their targets.
 
-    What was fitted lies in buffers: it moves with `.to()` and is part of `state_dict()`.
+    What was fitted lies in buffers: it moves with `.to(device)`, keeps its precision, and is part of `state_dict()`.
 
     Attributes:
         acts_on: "draws" if the map changes every draw, and so needs them kept; "pooled" if it changes the mixture.
@@ -90,6 +92,12 @@ class Calibrator(nn.Module, ABC):
                 own = check_weights(weights, pred.batch_shape[0]).to(pred.device)
                 self._fit_weighted(pred, given, own / own.mean())
             self.is_fitted = self.is_fitted.new_tensor(True)
+        with torch.inference_mode(
+            False
+        ):  # else a later load_state_dict could not write to what was made in inference mode
+            for name, value in list(self.named_buffers(recurse=False)):
+                if value.is_inference():
+                    setattr(self, name, value.clone())
         return self
 
     @property
@@ -120,6 +128,16 @@ class Calibrator(nn.Module, ABC):
     def __call__(self, pred: Predictive) -> Predictive:
         """Return the calibrated predictive."""
         return cast(Predictive, super().__call__(pred))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move to another device; to another dtype nothing goes: in half precision a bound would be another one."""
+
+        def moved(value: Tensor) -> Tensor:
+            new = fn(value)
+            return new if new.dtype == value.dtype or new.device.type == "mps" else value.to(new.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in self.sized_by_fit:
@@ -162,6 +180,23 @@ def class_columns(pred: Predictive, asked: Calibrator, hint: str = "") -> Tensor
         f"{type(asked).__name__} is for one class (or yes and no) an example, got a {type(pred).__name__} of batch shape "
         f"{tuple(pred.batch_shape)}{hint}"
     )
+
+
+def class_labels(pred: Predictive, targets: Tensor) -> Tensor:
+    """Return targets of `class_columns` as int64 `[N]`: labels, or answers 0 and 1 of any dtype; else raise."""
+    if isinstance(pred, BernoulliPredictive):
+        return check_answers(targets, pred.batch_shape, "targets")
+    assert isinstance(pred, CategoricalPredictive)
+    return check_labels(targets, pred.batch_shape, pred.num_classes)
+
+
+def class_log_probs(pred: Predictive, asked: Calibrator) -> Tensor:
+    """Return the logarithms of `class_columns` in float64, from logits: those of probabilities next to 0 and 1, too."""
+    class_columns(pred, asked)
+    logits = wide(pred.logits.detach())
+    if isinstance(pred, BernoulliPredictive):
+        return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+    return logits.log_softmax(-1)
 
 
 def check_order(calibrators: Sequence[Calibrator]) -> None:

@@ -7,17 +7,24 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.base import class_columns
+from bayesguard.calibration.base import class_columns, class_labels
 from bayesguard.calibration.clusters import NULL, cluster_classes, clustering_rows, warn_all_rare
 from bayesguard.calibration.scores import ClassScore, check_class_score, class_scores, label_scores
 from bayesguard.calibration.split import SplitConformal
-from bayesguard.checks import check_count, check_finite, check_labels, check_shape
+from bayesguard.checks import check_count, check_finite, check_shape
 from bayesguard.errors import BadInput, BadType
-from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive import (
+    BernoulliPredictive,
+    CategoricalPredictive,
+    CountPredictive,
+    Predictive,
+    SamplePredictive,
+)
 from bayesguard.predictive.guaranteed import RowValues
 from bayesguard.predictive.numerics import BUDGET, CACHED, as_given, in_slices, wide
 
 By = Literal["all", "class", "group", "cluster"]
+_MOST_MOVES = 1000  # of an end, in doubling steps: from the smallest to the largest
 IntervalScore = Literal["absolute", "normalised", "cdf"]
 
 
@@ -98,7 +105,7 @@ class Conformal(SplitConformal):
 
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
         probs = self._probs(pred[:1])
-        labels = check_labels(targets, pred.batch_shape, probs.shape[1])
+        labels = class_labels(pred, targets)
         if pred.num_samples > 1:  # what is found of a mixture is kept, and asked for again
             return self._label_scores(self._probs(pred), labels)
         cost = probs.shape[1] * BUDGET // CACHED
@@ -110,6 +117,12 @@ class Conformal(SplitConformal):
             return
         scores, num_classes = self._score(pred, targets), self._probs(pred[:1]).shape[1]
         spent = clustering_rows(len(scores), num_classes, self.seed).to(scores.device)
+        kept = (~spent).nonzero().squeeze(-1)
+        if not len(kept):
+            raise BadInput(
+                f"pred has {len(spent)} examples, too few to tell the clusters of {num_classes} classes and to give bounds; "
+                'add some, or use by="all"'
+            )
         labels = targets.long()
         self.clusters = cluster_classes(scores[spent], labels[spent], num_classes, self.alpha, self.seed)
         if not bool((self.clusters != NULL).any()):
@@ -117,7 +130,6 @@ class Conformal(SplitConformal):
         groups, weights = self._pending
         if weights is not None:
             self._pending = groups, as_given(weights, "weights")[(~spent).to(as_given(weights, "weights").device)]
-        kept = (~spent).nonzero().squeeze(-1)
         super()._fit(pred[kept], targets[kept])
         self.diagnostics |= {
             "num_clustering_examples": int(spent.sum()),
@@ -186,7 +198,7 @@ class ConformalInterval(SplitConformal):
     def _score(self, pred: Predictive, targets: Tensor) -> Tensor:
         targets = real_targets(pred, targets)
         if self.score == "cdf":
-            return (wide(pred.cdf(targets)) - 0.5).abs()
+            return (wide(_in_float64(pred).cdf(targets)) - 0.5).abs()
         centre, width = self._shape(pred)
         return (targets - centre).abs() / width
 
@@ -204,12 +216,7 @@ class ConformalInterval(SplitConformal):
     def _answer(self, pred: Predictive, alpha: float, rows: RowValues) -> tuple[Tensor, Tensor]:
         bounds = self.bounds(alpha, rows, len(pred)).reshape(-1, *[1] * (len(pred.batch_shape) - 1))
         if self.score == "cdf":
-            share = bounds.clamp_max(0.5).expand(pred.batch_shape)
-            lower, upper = wide(pred.icdf(0.5 - share)), wide(pred.icdf(0.5 + share))
-            everything = bounds.isinf().expand(pred.batch_shape)
-            return rounded_outwards(
-                pred, lower.masked_fill(everything, -torch.inf), upper.masked_fill(everything, torch.inf)
-            )
+            return rounded_outwards(pred, *_ends_of_share(pred, bounds.clamp_max(0.5).expand(pred.batch_shape)))
         centre, width = self._shape(pred)
         return rounded_outwards(pred, centre - bounds * width, centre + bounds * width)
 
@@ -261,12 +268,51 @@ def real_targets(pred: Predictive, targets: Tensor) -> Tensor:
     return targets
 
 
+def _in_float64(pred: Predictive) -> Predictive:
+    return pred if pred.device.type == "mps" else pred.to(torch.float64)
+
+
+def _ends_of_share(pred: Predictive, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ends of `|F(y) - 1/2| <= share`, in float64: they hold all such y, also where cdf and quantile are rounded."""
+    exact = _in_float64(pred)
+    if isinstance(exact, SamplePredictive):
+        # All answers between two samples have the cdf of the lower one; its quantile gives 1e-12 of a level away.
+        below, above = (0.5 - share - 1e-11).clamp_min(0), (0.5 + share + 1e-11).clamp_max(1)
+        lower, upper = wide(exact.icdf(below)), wide(exact.icdf(above))
+        return lower.masked_fill(below == 0, -torch.inf), upper.masked_fill(above == 1, torch.inf)
+    lower, upper = wide(exact.icdf(0.5 - share)), wide(exact.icdf((0.5 + share).clamp_max(1)))
+    step = rounding_slack(lower, upper).clamp_min(1e-30)
+    return _moved_out(exact, lower, share, -step), _moved_out(exact, upper, share, step)
+
+
+def _moved_out(pred: Predictive, end: Tensor, share: Tensor, step: Tensor) -> Tensor:
+    """Move ends on until they are beyond all answers whose cdf is as near to one half, to the last digit, as `share`."""
+    counts = isinstance(pred, CountPredictive)
+    step = step.sign() if counts else step
+    for _ in range(_MOST_MOVES):
+        place = (end + step).clamp_min(0) if counts else end
+        inside = end.isfinite() & ((wide(pred.cdf(place)) - 0.5).abs() <= share + 1e-15)
+        inside &= ~(counts & (place == end))
+        if not bool(inside.any()):
+            return end
+        end, step = torch.where(inside, end + step, end), step if counts else 2 * step
+    return torch.where(inside, step.sign() * torch.inf, end)
+
+
+def rounding_slack(lower: Tensor, upper: Tensor) -> Tensor:
+    """Return by how much rounding may have moved the ends: an answer whose score is the bound must not fall out by it."""
+    size = lower.abs().nan_to_num(posinf=0.0) + upper.abs().nan_to_num(posinf=0.0)
+    return 8 * torch.finfo(lower.dtype).eps * size
+
+
 def rounded_outwards(pred: Predictive, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Return ends in the predictive's dtype, rounded outwards."""
+    slack = rounding_slack(lower, upper)
     if pred.dtype == lower.dtype:
-        return lower, upper
+        return lower - slack, upper + slack
+    # The dtype's own number within rounding of an end is that end.
     down, up = lower.to(pred.dtype), upper.to(pred.dtype)
     return (
-        torch.where(wide(down) > lower, down.nextafter(torch.full_like(down, -torch.inf)), down),
-        torch.where(wide(up) < upper, up.nextafter(torch.full_like(up, torch.inf)), up),
+        torch.where(wide(down) > lower + slack, down.nextafter(torch.full_like(down, -torch.inf)), down),
+        torch.where(wide(up) < upper - slack, up.nextafter(torch.full_like(up, torch.inf)), up),
     )

@@ -21,6 +21,7 @@ from bayesguard.checks import check_finite, check_labels, check_level, check_sha
 from bayesguard.data import map_leaves
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive.bernoulli import check_answers
 from bayesguard.predictive.combine import mixture
 from bayesguard.predictive.guaranteed import RowValues, guaranteed
 from bayesguard.predictive.numerics import as_given, wide
@@ -94,6 +95,7 @@ class CrossConformal:
                 pred = predictor.predict((_rows(inputs, rows), targets[rows]), batch_size=batch_size)
                 if running is None:
                     self._rule, self._outputs = _rule_for(pred, score, self.alpha, seed), pred.batch_shape[1:]
+                    self._yes_or_no = isinstance(pred, BernoulliPredictive)
                     running = _Running(len(y), _values_of(pred, self._rule))
                 running.add(rows, _values_of(pred, self._rule))
         assert running is not None  # or the plan would have been refused
@@ -102,7 +104,10 @@ class CrossConformal:
 
     def _held_out_scores(self, running: _Running, targets: Tensor) -> Tensor:
         if isinstance(self._rule, Conformal):
-            labels = check_labels(targets, targets.shape[:1], running.mean.shape[1])
+            if self._yes_or_no:
+                labels = check_answers(targets, targets.shape[:1], "targets")
+            else:
+                labels = check_labels(targets, targets.shape[:1], running.mean.shape[1])
             return self._rule._label_scores(running.mean, labels)
         y = targets.double()
         check_shape(y, (len(y), *self._outputs), "targets")

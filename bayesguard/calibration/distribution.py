@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from bayesguard.calibration.base import Calibrator
-from bayesguard.calibration.conformal import ConformalInterval, real_targets
+from bayesguard.calibration.conformal import ConformalInterval, real_targets, rounding_slack
 from bayesguard.calibration.ranks import conformal_rank
 from bayesguard.checks import check_count, check_level
 from bayesguard.errors import BadInput, BadType, CalibrationWarning
 from bayesguard.predictive import CountPredictive, Predictive, SamplePredictive
 from bayesguard.predictive.guaranteed import RowValues, guaranteed
+from bayesguard.predictive.numerics import wide
 
 ResidualScore = Literal["absolute", "normalised"]
 
@@ -119,7 +120,11 @@ class ConformalDistribution(Calibrator):
             return -everything, everything
         lower, upper = pred.samples[below - 1], pred.samples[len(self.ranks) - above]
         crossed, middle = lower > upper, (lower + upper) / 2
-        return torch.where(crossed, middle, lower), torch.where(crossed, middle, upper)
+        lower, upper = torch.where(crossed, middle, lower), torch.where(crossed, middle, upper)
+        # Samples are rounded to the nearest number: the answer that a residual came from may lie beside it.
+        slack = rounding_slack(wide(lower), wide(upper)).to(lower)
+        infinity = torch.full_like(lower, torch.inf)
+        return lower.nextafter(-infinity) - slack, upper.nextafter(infinity) + slack
 
     def _warn_of_few(self, alpha: float) -> None:
         warnings.warn(

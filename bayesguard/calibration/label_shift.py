@@ -16,11 +16,12 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator, class_columns
+from bayesguard.calibration.base import Calibrator, class_columns, class_labels, class_log_probs
 from bayesguard.calibration.class_shares import confused_shares, mean_test, most_likely_shares
-from bayesguard.checks import check_finite, check_labels, check_shape
+from bayesguard.checks import check_finite, check_shape
 from bayesguard.errors import BadInput, CalibrationWarning, NotFitted
-from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive import CategoricalPredictive, Predictive
+from bayesguard.predictive.base import normalised_weights
 from bayesguard.predictive.numerics import as_given, wide
 
 
@@ -95,7 +96,7 @@ class PriorCorrection(Calibrator):
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         probs = wide(class_columns(pred, self))
-        labels = check_labels(targets, probs.shape[:1], probs.shape[1])
+        labels = class_labels(pred, targets)
         member = torch.nn.functional.one_hot(labels, probs.shape[1]).double()
         counts = member.sum(0)
         if bool((counts == 0).any()):
@@ -175,12 +176,14 @@ class PriorCorrection(Calibrator):
         return (len(probs) * shares + len(shares) * self.held) / (len(probs) + len(shares))
 
     def _calibrate(self, pred: Predictive) -> Predictive:
-        probs = wide(class_columns(pred, self)).to(self.old)
-        joint = (probs * (self.new / self.old)).clamp_min(torch.finfo(torch.float64).tiny)
-        corrected = (joint / joint.sum(-1, keepdim=True)).to(pred.device, pred.dtype)
-        if isinstance(pred, BernoulliPredictive):
-            return BernoulliPredictive(torch.logit(corrected[:, 1]).unsqueeze(0), exact=pred.exact)
-        return CategoricalPredictive(corrected.log().unsqueeze(0), exact=pred.exact)
+        # In logarithms, since a probability next to 1 has no digits left; an answer that new shares rule out stays finite.
+        change = (self.new / self.old).clamp_min(torch.finfo(torch.float64).tiny).log()
+        log_probs = class_log_probs(pred, self).to(self.old) + change
+        draws = (
+            log_probs.log_softmax(-1) if isinstance(pred, CategoricalPredictive) else log_probs[:, 1] - log_probs[:, 0]
+        )
+        draws = draws.to(pred.device, pred.dtype).unsqueeze(0)
+        return pred._rebuild([draws], normalised_weights(None, 1, draws), pred.exact)
 
     def _check_fitted(self) -> None:
         if not self.fitted:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator, class_columns
+from bayesguard.calibration.base import Calibrator, class_labels, class_log_probs
 from bayesguard.calibration.fitted import check_possible
-from bayesguard.checks import check_count, check_labels, check_level, check_shape
+from bayesguard.checks import check_count, check_level, check_shape
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
 from bayesguard.predictive import BernoulliPredictive, Predictive
 from bayesguard.predictive.base import normalised_weights
-from bayesguard.predictive.numerics import as_given, wide
+from bayesguard.predictive.numerics import as_given
 from bayesguard.sampling import stream
 
 _NEEDLESS = 1.0  # patches of calibrated predictions that may be expected
@@ -127,7 +127,7 @@ class Multicalibration(Calibrator):
         """Return the calibrated predictive of examples whose groups are `groups`, bool `[N, G]`."""
         if not self.fitted:
             raise NotFitted("this Multicalibration is not fitted; call fit(pred, targets, groups=groups) first")
-        log_probs = self._log_probs(pred)
+        log_probs = class_log_probs(pred, self)
         if log_probs.shape[1] != int(self.num_classes):
             raise BadInput(f"pred has {log_probs.shape[1]} classes, fit saw {int(self.num_classes)}")
         members = _members(groups, len(log_probs), log_probs.device)
@@ -146,13 +146,6 @@ class Multicalibration(Calibrator):
     def _calibrate(self, pred: Predictive) -> Predictive:
         return self.forward(pred)
 
-    def _log_probs(self, pred: Predictive) -> Tensor:
-        class_columns(pred, self)
-        logits = wide(pred.logits.detach())
-        if isinstance(pred, BernoulliPredictive):
-            return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
-        return logits.log_softmax(-1)
-
     def _answer(self, pred: Predictive, log_probs: Tensor) -> Predictive:
         if isinstance(pred, BernoulliPredictive):
             log_probs = log_probs[:, 1] - log_probs[:, 0]
@@ -160,11 +153,10 @@ class Multicalibration(Calibrator):
         return pred._rebuild([draws], normalised_weights(None, 1, draws), pred.exact)
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
-        log_probs = self._log_probs(pred)
+        log_probs = class_log_probs(pred, self)
         count, classes = log_probs.shape
         members = _members(self._groups, count, log_probs.device)
-        answers = targets.long() if targets.dtype == torch.bool else targets
-        labels = check_labels(answers, (count,), classes)
+        labels = class_labels(pred, targets)
         possible = log_probs.gather(1, labels.unsqueeze(-1)).squeeze(-1) > -torch.inf
         check_possible(count - int(possible.sum()), count)
         log_probs, members, labels = log_probs[possible], members[possible], labels[possible]

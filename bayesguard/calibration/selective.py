@@ -12,7 +12,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from bayesguard.checks import check_finite, check_labels, check_level, check_shape
+from bayesguard.calibration.base import class_labels
+from bayesguard.checks import check_finite, check_level, check_shape
 from bayesguard.errors import BadInput, BadType, NotFitted
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.numerics import as_given, wide
@@ -65,7 +66,7 @@ class SelectiveClassifier:
             BadType: Predictives of numbers.
         """
         confidence, labels = _answers(pred)
-        truth = check_labels(as_given(targets, "targets").to(labels.device), labels.shape, pred.num_classes)
+        truth = class_labels(pred, as_given(targets, "targets").to(labels.device))
         if not len(labels):
             raise BadInput("pred has no examples")
         order = confidence.argsort(descending=True, stable=True)

@@ -30,6 +30,7 @@ from bayesguard.calibration.environments import (
     signs_of,
     statistics_of,
 )
+from bayesguard.calibration.fitted import check_possible
 from bayesguard.checks import check_count, check_labels, check_shape
 from bayesguard.errors import BadInput, NotFitted
 from bayesguard.predictive import CategoricalPredictive, Predictive
@@ -154,6 +155,10 @@ class ShiftAwareScaling(Calibrator):
         labels = check_labels(targets, log_probs.shape[:1], log_probs.shape[1])
         environments = as_given(self._environments, "environments").to(labels.device)
         check_shape(environments, labels.shape, "environments")
+        possible = log_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1) > -torch.inf
+        check_possible(int((~possible).sum()), len(labels))
+        pred, log_probs, labels = pred[possible], log_probs[possible], labels[possible]
+        environments = environments[possible]
         found = self._groups(pred, log_probs, labels, environments)
         clean = found[0]
         accuracies = checked_accuracies(found)
@@ -226,7 +231,8 @@ class ShiftAwareScaling(Calibrator):
     def _minimised(self, found: list[Group], share: float) -> Tensor:
         """The coefficients of the smallest NLL, undisturbed data weighted by `share` to the mean of all perturbed."""
         log_probs, labels, signs = (torch.cat(parts) for parts in zip(*found, strict=True))
-        weights = row_weights(found, share)
+        weights, masked = row_weights(found, share), log_probs == -torch.inf
+        log_probs = log_probs.masked_fill(masked, 0.0)  # the derivative of an infinite number is none
         coefficients = torch.zeros(1 + _NUM_TERMS, dtype=torch.float64, device=self.centre.device)
         coefficients[0] = self.clean_temperature.log()
         coefficients.requires_grad_(True)
@@ -234,7 +240,8 @@ class ShiftAwareScaling(Calibrator):
 
         def objective() -> Tensor:
             optimizer.zero_grad()
-            scaled = (log_probs / self._of_signs(signs, coefficients).unsqueeze(-1)).log_softmax(-1)
+            scaled = log_probs / self._of_signs(signs, coefficients).unsqueeze(-1)
+            scaled = scaled.masked_fill(masked, -torch.inf).log_softmax(-1)
             nll = -(weights * scaled.gather(-1, labels.unsqueeze(-1)).squeeze(-1)).sum()
             loss = nll + _RIDGE * coefficients[1:].square().sum()
             loss.backward()

@@ -110,7 +110,6 @@ class SplitConformal(Calibrator):
             if weights is None
             else check_weights(weights, len(scores)).to(flat).repeat_interleave(each)
         )
-        self.is_weighted = self.is_weighted.new_tensor(weights is not None)
         effective = float(effective_sample_size(own)) / each
         if weights is not None and effective < _LEAST_EFFECTIVE:
             raise BadInput(
@@ -120,6 +119,7 @@ class SplitConformal(Calibrator):
         order = flat.argsort(stable=True)
         order = order[strata[order].argsort(stable=True)]
         self._keep(flat[order], strata[order], own[order])
+        self.is_weighted = self.is_weighted.new_tensor(weights is not None)
         self.diagnostics = {"num_examples": len(scores), "effective_examples": effective}
         self.diagnostics |= {"num_strata": len(strata.unique())}
 

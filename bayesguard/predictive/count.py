@@ -68,7 +68,7 @@ class CountPredictive(ComponentPredictive):
             middle = ((low + high) / 2).floor()
             enough = self._cdf(part, middle) >= inner
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-        return torch.where(q == 1, torch.inf, high)
+        return torch.where(q == 0, 0.0, torch.where(q == 1, torch.inf, high))
 
     def _range(self, part: Distribution, like: Tensor) -> tuple[Tensor, Tensor]:
         """First count of every element that matters, and the counts after it, `[R]`."""

@@ -1,10 +1,20 @@
 """What every calibrator does; the traps are in tests/traps/test_d_calibrators.py."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bayesguard.calibration import Calibrator, TemperatureScaling
+from bayesguard.calibration import (
+    AdaptiveConformal,
+    Calibrator,
+    Conformal,
+    Multicalibration,
+    PriorCorrection,
+    SelectiveClassifier,
+    TemperatureScaling,
+)
 from bayesguard.errors import BadType
 from bayesguard.predictive import Predictive
 
@@ -53,8 +63,42 @@ def test_fit_inside_inference_mode() -> None:
     with torch.inference_mode():
         logits = torch.tensor([[4.0, 0.0]] * 3 + [[0.0, 4.0]])
         scaling = TemperatureScaling().fit(Predictive.from_logits(logits), [0, 0, 1, 1])
+    scaling.load_state_dict(TemperatureScaling().fit(Predictive.from_logits(2 * logits), [0, 0, 1, 1]).state_dict())
     scaling.fit(Predictive.from_logits(logits), [0, 0, 1, 1])
     assert not scaling.temperature.is_inference()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_was_fitted_keeps_its_precision(dtype: torch.dtype) -> None:
+    """In half precision the bound is one of few numbers, and coverage another one."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2000, 20, generator=generator)
+    labels = logits.softmax(-1).multinomial(1, generator=generator)[:, 0]
+    pred = Predictive.from_logits(logits)
+    for calibrator in (TemperatureScaling(), Conformal("aps"), Conformal("lac"), PriorCorrection()):
+        before: Any = calibrator.fit(pred, labels)(pred)
+        after: Any = nn.ModuleList([calibrator]).to(dtype)[0](pred)
+        assert torch.equal(after.probs, before.probs)
+        assert torch.equal(after.prediction_set(0.01), before.prediction_set(0.01))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.uint8])
+def test_answers_of_any_dtype(dtype: torch.dtype) -> None:
+    """Networks that say yes or no are trained on floats, tables hold bools; log_prob takes both."""
+    odds = torch.linspace(-4, 4, 200)
+    pred, answers = Predictive.from_logits(odds), (odds + torch.arange(200) % 7 > 2).long()
+    given = answers.to(dtype)
+    for kind in (PriorCorrection, lambda: Conformal("lac"), lambda: Conformal("lac", by="class")):
+        want, got = (kind().fit(pred, each).state_dict() for each in (answers, given))
+        assert all(torch.equal(want[name].nan_to_num(), value.nan_to_num()) for name, value in got.items())
+    sets = Conformal("lac").fit(pred, answers)
+    assert torch.equal(sets.p_values(pred, given), sets.p_values(pred, answers))
+    assert torch.equal(AdaptiveConformal(sets).run(pred, given), AdaptiveConformal(sets).run(pred, answers))
+    thresholds = [SelectiveClassifier(0.3).fit(pred, each).threshold for each in (answers, given)]
+    assert thresholds[0] == thresholds[1]
+    everybody = torch.ones(200, 1, dtype=torch.bool)
+    steps = [Multicalibration().fit(pred, each, groups=everybody).steps for each in (answers, given)]
+    assert torch.equal(*steps)
 
 
 def test_not_a_predictive() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 import bayesguard as bg
 from bayesguard.calibration import Conformal
 from bayesguard.calibration.clusters import NULL, cluster_classes, clustering_rows
-from bayesguard.errors import CalibrationWarning
+from bayesguard.errors import BadInput, CalibrationWarning
 
 ALPHA = 0.1
 CLASSES = 20
@@ -52,6 +52,12 @@ def test_each_cluster_is_covered() -> None:
     assert kinds["cluster"][:, 1].mean() > 1 - ALPHA - hard - 0.01  # a class may be in the cluster of the other kind
     assert kinds["all"][:, 1].mean() < 1 - ALPHA - hard - 0.01
     assert kinds["all"][:, 0].mean() > 1 - ALPHA + hard
+
+
+def test_too_few_examples_for_clusters_and_bounds() -> None:
+    pred = bg.Predictive.from_logits(torch.randn(5, 1000, generator=generator(0)))
+    with pytest.raises(BadInput, match="pred has 5 examples, too few to tell the clusters of 1000 classes"):
+        Conformal(by="cluster").fit(pred, torch.arange(5))
 
 
 def test_classes_that_are_alike_are_put_together() -> None:

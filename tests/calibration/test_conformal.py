@@ -1,5 +1,6 @@
 """Conformal prediction: the rank, coverage by simulation beside a twin that must fail, scores against brute force."""
 
+import itertools
 import math
 import pickle
 from fractions import Fraction
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bayesguard as bg
-from bayesguard.calibration import Conformal, ConformalInterval, ConformalQuantile, conformal_quantile
+from bayesguard.calibration import (
+    Conformal,
+    ConformalDistribution,
+    ConformalInterval,
+    ConformalQuantile,
+    conformal_quantile,
+)
 from bayesguard.calibration.ranks import conformal_rank, weighted_bounds
 from bayesguard.calibration.scores import class_scores, label_scores, row_uniforms
 from bayesguard.calibration.split import SplitConformal
@@ -293,6 +300,10 @@ def test_weights_that_leave_too_little_are_refused() -> None:
     weights[:3] = 1.0
     with pytest.raises(BadInput, match=r"are worth 3\.0 equal ones"):
         ConformalInterval("cdf").fit(pred, y, weights=weights)
+    fitted = ConformalInterval("cdf").fit(pred, y)
+    with pytest.raises(BadInput, match="equal ones"):
+        fitted.fit(pred, y, weights=weights)
+    fitted(pred)  # what was fitted before stays
 
 
 # What the calibrated predictive is.
@@ -374,6 +385,49 @@ def test_several_targets_are_covered_each() -> None:
     lower, upper = ConformalInterval("normalised", ALPHA).fit(pred[:200], y[:200])(pred[200:]).interval()
     assert lower.shape == (200, 2)
     assert abs(((lower <= y[200:]) & (y[200:] <= upper)).double().mean() - 0.9) < 0.08
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "calibrator",
+    [
+        ConformalInterval("absolute"),
+        ConformalInterval("normalised"),
+        ConformalInterval("cdf"),
+        ConformalQuantile(0.3),
+        ConformalDistribution("absolute"),
+    ],
+)
+def test_answers_on_an_end_are_held(calibrator: Any, dtype: torch.dtype) -> None:
+    """Targets of few values are the ends of intervals; rounding of an end would lose all that are equal to it."""
+    whole = torch.randint(-3, 4, (200,), generator=generator(0)).double()
+    for scale, unit in itertools.product((0.07, 0.7, 1.3, 3.0), (0.7, 1.0)):
+        pred = bg.Predictive.from_normal(torch.full((200,), 0.3, dtype=dtype), torch.tensor(scale, dtype=dtype))
+        held = covers(calibrator.fit(pred, unit * whole)(pred), unit * whole, 0.3)
+        assert held.sum() >= conformal_rank(200, 0.3)
+
+
+@pytest.mark.parametrize("draws", [5, 10, 51])
+def test_the_cdf_of_samples_keeps_its_promise(draws: int) -> None:
+    """Between two samples and beyond the last one all answers have the same score, and the samples are no ends of theirs."""
+    samples, y = torch.randn(draws, 2000, generator=generator(1)), torch.randn(2000, generator=generator(2))
+    pred = bg.Predictive.from_samples(samples)
+    calibrated = ConformalInterval("cdf").fit(pred[:1000], y[:1000])(pred[1000:])
+    for alpha in (0.1, 0.3, 0.5):
+        assert covers(calibrated, y[1000:], alpha).double().mean() > 1 - alpha - 5 * math.sqrt(2 * alpha / 1000)
+    assert covers(calibrated, y[1000:], 0.5).double().mean() < 0.75  # not everything
+
+
+def test_the_cdf_of_sure_predictives_keeps_its_promise() -> None:
+    """Far out, cdfs of many answers are one number: of counts 0, of a mapped cdf next to 1 the last digits."""
+    y = 5 * torch.randn(400, dtype=torch.float64, generator=generator(3))
+    normal = bg.Predictive.from_normal(torch.zeros(400, dtype=torch.float64), 1.0)
+    mapped = bg.predictive.RecalibratedPredictive(normal, [0.0, 1e-9, 1 - 1e-9, 1.0], [0.0, 0.3, 0.7, 1.0])
+    far = bg.predictive.CountPredictive(torch.distributions.Poisson(torch.full((1, 400), 2000.0)))
+    for pred, answers in ((normal, y), (mapped, y), (normal.to(torch.float32), y), (far, y.abs().round())):
+        calibrated = ConformalInterval("cdf").fit(pred, answers)(pred)
+        for alpha in (0.1, 0.3, 0.5):
+            assert covers(calibrated, answers, alpha).sum() >= conformal_rank(400, alpha)
 
 
 PRED, LABELS = classes(50, 0)

@@ -1,5 +1,6 @@
 """Prior correction: exact on a Gaussian mixture, whose true posterior under other shares is known."""
 
+import math
 from typing import Any
 
 import pytest
@@ -140,6 +141,23 @@ def test_several_draws_are_corrected_as_one_mixture() -> None:
     got = PriorCorrection().fit(pred, labels).adapt_to(NEW)(pred).probs
     want = pred.probs * NEW * 3
     assert torch.allclose(got, (want / want.sum(-1, keepdim=True)).float(), atol=1e-6)
+
+
+def test_sure_predictions_are_moved_by_the_ratio_of_shares() -> None:
+    """Probabilities next to 1 are 1 in float32, and their logarithms tell."""
+    odds = torch.tensor([3.0, 18.0, -18.0, 60.0, -200.0])
+    correction = PriorCorrection().fit(PRED, LABELS).adapt_to([0.8, 0.2])
+    for shift in (1.0, 10.0):
+        moved = correction(bg.Predictive.from_logits(shift * odds))
+        assert torch.allclose(moved.logits, shift * odds - math.log(4), atol=1e-4)
+    unlikely = torch.tensor([[0.0, -150.0], [-2000.0, 0.0], [0.0, -torch.inf]])
+    pred = bg.Predictive.from_logits(unlikely)
+    assert torch.allclose(
+        correction(pred).logits, pred.logits - torch.tensor([[0.0, 1.0], [-1.0, 0], [0, 1]]) * math.log(4)
+    )
+    sure = bg.Predictive.from_probs(torch.tensor([0.0, 1.0, 0.5]))
+    assert torch.allclose(correction(sure).probs, torch.tensor([0.0, 1.0, 0.2]))
+    assert correction.adapt_to([1.0, 0.0])(bg.Predictive.from_logits(odds)).probs.max() < 1e-6
 
 
 PRED = bg.Predictive.from_probs(torch.tensor([[0.6, 0.4], [0.2, 0.8]]))

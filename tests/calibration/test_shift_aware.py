@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import chi2
 from torch import Tensor, nn
 
@@ -258,6 +259,21 @@ def test_the_class_stays_and_states_load(mode: Any) -> None:
     loaded.load_state_dict(scaling.state_dict())
     assert torch.equal(loaded(new).probs, scaling(new).probs)
     assert torch.allclose(scaling(new[:7]).probs, scaling(new).probs[:7])
+
+
+def test_a_masked_class_changes_nothing_and_impossible_targets_are_left_out() -> None:
+    pred, labels, environments = joined([0.0, 0.5, 1.0, 2.0], 0)
+    wider = bg.Predictive.from_logits(F.pad(pred.draw_logits, (0, 1), value=-torch.inf), draws=True)
+    plain = ShiftAwareScaling().fit(pred, labels, environments=environments)
+    masked = ShiftAwareScaling().fit(wider, labels, environments=environments)
+    assert torch.allclose(masked(wider).probs[:, :4], plain(pred).probs, atol=1e-4)
+    wrong = labels.clone()
+    wrong[::7] = 4
+    with pytest.warns(CalibrationWarning, match="858 of 6000 targets have probability zero in every draw"):
+        left = ShiftAwareScaling().fit(wider, wrong, environments=environments)
+    kept = wrong != 4
+    want = ShiftAwareScaling().fit(pred[kept], labels[kept], environments=environments[kept])
+    assert torch.allclose(left(wider).probs[:, :4], want(pred).probs, atol=1e-4)
 
 
 def test_the_best_temperature_is_that_of_temperature_scaling() -> None:

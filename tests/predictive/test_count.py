@@ -25,6 +25,7 @@ def test_quantiles() -> None:
     pred = counts()
     assert pred.icdf(0.0).tolist() == [0.0, 0.0, 0.0]
     assert pred.icdf(1.0).tolist() == [torch.inf] * 3
+    assert CountPredictive(Poisson(torch.tensor([[2000.0]]))).icdf(0.0).tolist() == [0.0]  # its cdf there is 0, too
     lower, upper = pred.interval(0.1)
     for end, level in ((lower, 0.05), (upper, 0.95)):
         assert (pred.cdf(end) >= level).all()
