@@ -92,9 +92,8 @@ class Calibrator(nn.Module, ABC):
                 own = check_weights(weights, pred.batch_shape[0]).to(pred.device)
                 self._fit_weighted(pred, given, own / own.mean())
             self.is_fitted = self.is_fitted.new_tensor(True)
-        with torch.inference_mode(
-            False
-        ):  # else a later load_state_dict could not write to what was made in inference mode
+        # A later load_state_dict could not write to what was made in inference mode.
+        with torch.inference_mode(False):
             for name, value in list(self.named_buffers(recurse=False)):
                 if value.is_inference():
                     setattr(self, name, value.clone())
