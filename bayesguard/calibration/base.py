@@ -23,7 +23,7 @@ from bayesguard.sampling import stream
 class Calibrator(nn.Module, ABC):
     """A map from predictives to predictives, fitted on predictions for held-out examples and their targets.
 
-    What was fitted lies in buffers: it moves with `.to(device)`, keeps its precision, and is part of `state_dict()`.
+    What was fitted lies in buffers: it moves with `.to()`, loses no precision there, and is part of `state_dict()`.
 
     Attributes:
         acts_on: "draws" if the map changes every draw, and so needs them kept; "pooled" if it changes the mixture.
@@ -129,11 +129,12 @@ class Calibrator(nn.Module, ABC):
         return cast(Predictive, super().__call__(pred))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move to another device; to another dtype nothing goes: in half precision a bound would be another one."""
+        """Move to another device, and to a wider dtype; not to a narrower one, in which a bound would be another."""
 
         def moved(value: Tensor) -> Tensor:
             new = fn(value)
-            return new if new.dtype == value.dtype or new.device.type == "mps" else value.to(new.device)
+            narrower = new.element_size() < value.element_size() and new.device.type != "mps"
+            return value.to(new.device) if narrower else new
 
         super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         return self
