@@ -42,7 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Usage errors are typer's own, in whichever copy of click it carries.
         if not hasattr(error, "format_message"):
             raise
-        _refuse(error.format_message() or "give a command; --help lists them")
+        message = error.format_message() or "give a command; --help lists them"
+        _refuse(message + _given(error, sys.argv[1:] if given is None else given, message))
+
+
+def _given(error: Exception, arguments: Sequence[str], message: str) -> str:
+    """Return what was given for the option that a usage error is about, where typer's message does not say it."""
+    names = [name for name in getattr(getattr(error, "param", None), "opts", []) if name.startswith("-")]
+    values: list[str] = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            values += [value] if equals else arguments[place + 1 : place + 2]
+    return f", got {values[-1]!r}" if values and repr(values[-1]) not in message else ""
 
 
 def _refuse(message: str) -> NoReturn:

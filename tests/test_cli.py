@@ -395,3 +395,47 @@ def test_arrays_of_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture
         code, _, error = run(["evaluate", npz(tmp_path, probs=PROBS.astype(np.longdouble), labels=LABELS)], capsys)
         assert (code, error.count("\n")) == (2, 1)
         assert "which torch does not know" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (["benchmark", "unseen", "--limit", "0"], "'0'"),
+        (["benchmark", "unseen", "--limit=-3"], "'-3'"),
+        (["benchmark", "text", "--seeds", "many"], "'many'"),
+        (["evaluate", "predictions.npz", "--num-resamples", "1e3"], "'1e3'"),
+    ],
+)
+def test_a_usage_error_quotes_what_was_given(
+    arguments: list[str], given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = run(arguments, capsys)
+    assert code == 2
+    assert given in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shift", "--methods", ""], "--methods has '', which names nothing"),
+        (["shift", "--data", "cifar10", "--methods", ","], "--methods has ',', which names nothing"),
+        (["ood", "--ood", ""], "--ood has '', which names nothing"),
+    ],
+)
+def test_an_empty_list_of_names_is_not_all_of_them(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from a script's empty variable: it ran every method for hours."""
+    code, _, error = run(["benchmark", *arguments], capsys)
+    assert code == 2
+    assert message in error
+
+
+@pytest.mark.parametrize("arguments", [["shift"], ["shift", "--data", "cifar10"], ["label-shift", "--data", "digits"]])
+def test_a_negative_seed_is_refused_before_training(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, error = run(["benchmark", *arguments, "--seed", "-1", "--out", tmp_path], capsys)
+    assert code == 2
+    assert error == "bayesguard: seed must be at least 0, got -1\n"

@@ -277,7 +277,8 @@ def _kept(folder: Path, cell: Cell, settings: dict[str, Any]) -> Record | None:
         return None
     try:
         record: Record = json.loads(path.read_text())
-        same = record["settings"] == settings
+        same = dict(record["settings"]) == settings
+        dict(record["values"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{path} is not the result of a cell ({error}); delete it, and it is measured again") from None
     if not same:

@@ -26,6 +26,7 @@ from bayesguard.benchmarks.recipes import METHODS, Plan
 from bayesguard.benchmarks.residual import NETWORKS
 from bayesguard.benchmarks.unseen import CONTENT, FAMILIES, ROWS, answers, fitted, rows
 from bayesguard.calibration import TemperatureScaling
+from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
 from bayesguard.predictive import Predictive
 from bayesguard.shift import suite as suite_of
@@ -102,6 +103,7 @@ def run(
     """
     check_methods(methods, METHODS)
     check_augment(augment)
+    check_count(seed, "seed", minimum=0)
     for name, given, allowed in (
         ("suite", suite, SUITES),
         ("network", network or _NETWORK, NETWORKS),

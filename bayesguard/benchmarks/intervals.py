@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bayesguard.benchmarks.cells import circumstances
+from bayesguard.checks import check_count
 from bayesguard.metrics.registry import specs_for
 from bayesguard.predictive import Predictive
 from bayesguard.results import CLEAN
@@ -128,7 +129,14 @@ def run(
 
     Returns:
         What was written: settings, time, device, date, versions, and the coverage of each metric, size, truth and kind of interval.
+
+    Raises:
+        BadInput: No run.
     """
+    check_count(runs, "runs")
+    path = Path(out) / "intervals.json"
+    # Before the simulation, not after it.
+    path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     rows: list[dict[str, Any]] = []
     for temperature in temperatures:
@@ -148,8 +156,6 @@ def run(
         **circumstances(torch.device("cpu"), torch.get_num_threads()),
     }
     content = {"meta": meta, "coverage": rows}
-    path = Path(out) / "intervals.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     say(f"\n{table(rows)}\n\nwrote {path}")
     return content

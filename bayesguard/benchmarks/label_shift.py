@@ -22,6 +22,7 @@ from bayesguard.benchmarks.image_recipes import recipe_of, trained
 from bayesguard.benchmarks.label_shift_draws import SHIFTS, Shift, fitting_counts, resampled, shares_of, total_variation
 from bayesguard.benchmarks.label_shift_tables import NOTE, described, tables
 from bayesguard.calibration import Calibrator, PriorCorrection, TemperatureScaling, VectorScaling
+from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
 from bayesguard.predictive import Predictive
 from bayesguard.sampling import stream
@@ -105,6 +106,7 @@ def run(
     if data not in DATA:
         raise BadInput(f"data must be one of {', '.join(DATA)} for label shift, got {data!r}")
     check_run(methods, METHODS, budget, seeds)
+    check_count(seed, "seed", minimum=0)
     settings = _settings(data, budget, sizes)
     recipes = {method: recipe_of(settings.network, method)._asdict() for method in METHODS}
     records = measure_all(

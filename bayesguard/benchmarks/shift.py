@@ -28,6 +28,7 @@ from bayesguard.benchmarks.networks import ResNet20, SmallCNN
 from bayesguard.benchmarks.shift_methods import METHODS
 from bayesguard.calibration import ShiftAwareScaling
 from bayesguard.checkpoint import load_tree, save_tree
+from bayesguard.checks import check_count
 from bayesguard.errors import BadFile, BadInput
 from bayesguard.metrics.functional.binned import BinnedSums, ReliabilityBins
 from bayesguard.metrics.functional.selective import RiskCoverage
@@ -104,6 +105,7 @@ def run(
     if data not in SETTINGS:
         raise BadInput(f"data must be one of {', '.join(SETTINGS)}, got {data!r}")
     check_methods(methods, METHODS)
+    check_count(seed, "seed", minimum=0)
     folder = Path(out) / "cells" / f"shift-{data}"
     records = measure_all(
         partial(measure, folder=folder, epochs=epochs, limit=limit, data_dir=data_dir),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import bayesguard as bg
 from bayesguard.benchmarks.cells import Cell, Record, Spread, check_run, collect, measure_all, measure_together, spread
 from bayesguard.benchmarks.costs import costs, with_costs
-from bayesguard.benchmarks.datasets import Standardised, regression, standardised
+from bayesguard.benchmarks.datasets import Regression, Standardised, regression, standardised
 from bayesguard.benchmarks.many_networks import normal_nll, squared_error
 from bayesguard.benchmarks.published import UCI as PUBLISHED
 from bayesguard.benchmarks.published import UCI_PRECISIONS, UCI_SETS, Published
@@ -167,10 +167,7 @@ def run(
     """
     check_run(methods, METHODS, budget)
     rows = regression(data, data_dir=data_dir)
-    available, num_rows = len(rows.test_index), len(rows.targets) - len(rows.test_index[0])
-    count = 1 if budget == "small" else available if splits is None else splits
-    if not 1 <= count <= available:
-        raise BadInput(f"splits must be from 1 to {available} for {data}, got {splits}")
+    count, num_rows = num_splits(rows, splits, budget), len(rows.targets) - len(rows.test_index[0])
     records: list[Record] = []
     how: dict[str, Any] = {"folder": Path(out) / "uci", "device": device, "progress": progress}
     for name in methods:
@@ -190,6 +187,15 @@ def run(
     collect(records, path, benchmark="uci", data=data, budget=budget)
     say(f"wrote {path}")
     return records
+
+
+def num_splits(rows: Regression, splits: int | None, budget: str) -> int:
+    """Return how many splits of a set are measured, or raise BadInput where it has fewer than were asked for."""
+    available = len(rows.test_index)
+    count = 1 if budget == "small" else available if splits is None else splits
+    if not 1 <= count <= available:
+        raise BadInput(f"splits must be from 1 to {available} for {rows.name}, got {splits}")
+    return count
 
 
 def measure(

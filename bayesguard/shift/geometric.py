@@ -79,7 +79,7 @@ class Translation(ImageShift):
         seed: for uniformity; nothing is random.
 
     Raises:
-        BadInput: not exactly one of severity and pixels, or not a finite number.
+        BadInput: not exactly one of severity and pixels, not a finite number, or a fraction of a pixel.
 
     References:
         Ovadia et al. (2019), Can you trust your model's uncertainty?, NeurIPS, section 4.1.
@@ -92,6 +92,8 @@ class Translation(ImageShift):
 
     def __init__(self, severity: float | None = None, *, pixels: int | None = None, seed: int = 0) -> None:
         super().__init__("translation", _one_of(severity, pixels, "pixels", PIXELS), seed)
+        if pixels is not None and pixels != int(pixels):
+            raise BadInput(f"pixels must be a whole number, got {pixels}; nothing is interpolated")
         self.pixels = None if pixels is None else int(pixels)
 
     def apply(self, images: Tensor, generator: Generator) -> Tensor:

@@ -59,6 +59,14 @@ def test_each_cell_may_have_settings_of_its_own(tmp_path: Path) -> None:
         measure_all(number, CELLS, settings={"of": "a"}, folder=tmp_path, device="cpu")
 
 
+@pytest.mark.parametrize("text", ['{"settings": null}', '{"settings": [1], "values": {}}', '{"settings": {}}'])
+def test_a_file_of_another_form_is_named(text: str, tmp_path: Path) -> None:
+    """What is JSON and no record ended in an AttributeError or a KeyError."""
+    (tmp_path / "toy-a-0.json").write_text(text)
+    with pytest.raises(BadFile, match=r"toy-a-0.json is not the result of a cell .* delete it"):
+        measure_all(number, CELLS, settings={}, folder=tmp_path, device="cpu")
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "toy-a-0.json").write_text("{")
     with pytest.raises(BadFile, match="toy-a-0"):

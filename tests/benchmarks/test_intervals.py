@@ -4,10 +4,13 @@ import json
 import math
 from pathlib import Path
 
+import pytest
 import torch
 
+from bayesguard.benchmarks import intervals
 from bayesguard.benchmarks.intervals import METRICS, coverage, run, truths
 from bayesguard.benchmarks.stored.files import facts
+from bayesguard.errors import BadInput
 from bayesguard.metrics.registry import specs_for
 from bayesguard.predictive import Predictive
 
@@ -46,3 +49,12 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert found.seeds == "0"
     assert "not recorded" not in found
     assert any("| 2 | 50 | 0." in line for line in lines)
+
+
+def test_what_cannot_be_run_is_refused_before_the_simulation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInput, match="runs must be at least 1, got 0"):
+        run(runs=0, out=tmp_path)
+    monkeypatch.setattr(intervals, "coverage", lambda *_: pytest.fail("the folder is found out first"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        run(runs=1, out=tmp_path / "file", say=lambda line: None)

@@ -274,7 +274,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for option, value, message in (
         ("--seed", "3", "--seed is not for --shift rotation"),
         ("--seeds", "0", "seeds must be 1 or more, got 0"),
-        ("--limit", "0", "Invalid value for '--limit'"),
+        ("--limit", "0", "got '0'"),
+        ("--methods", ",", "--methods has ',', which names nothing"),
     ):
         with pytest.raises(SystemExit) as done:
             main(["benchmark", "shift", "--data", "mnist", "--shift", "rotation", option, value])

@@ -281,6 +281,13 @@ def test_files(cases: dict[str, Any], tmp_path: Path) -> None:
     assert tables(found) in (tmp_path / "deep" / "speed-cpu.md").read_text()
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_the_timing(cases: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cases["a"] = lambda settings: pytest.fail("the folder is found out first")
+    with pytest.raises(OSError, match="file"):
+        runner.run(cases=["a"], out=tmp_path / "file", say=lambda line: None)
+
+
 def test_quick_files_do_not_replace_real_ones(cases: dict[str, Any], tmp_path: Path) -> None:
     found = runner.run(cases=["a"], quick=True, out=tmp_path, say=lambda line: None)
     assert (found[0].must, found[0].verdict) == (None, "")  # nothing is judged at small sizes

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from bayesguard import Predictive
-from bayesguard.benchmarks import uci
+from bayesguard.benchmarks import datasets, uci
 from bayesguard.benchmarks.cells import spread
-from bayesguard.benchmarks.datasets import Standardised
+from bayesguard.benchmarks.datasets import Regression, Standardised
 from bayesguard.benchmarks.published import UCI_SETS, Published
 from bayesguard.benchmarks.tuned_dropout import Search, tuned
 from bayesguard.cli import main
@@ -123,6 +123,23 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ])  # fmt: skip
     assert done.value.code == 0
     assert "| Deterministic |" in capsys.readouterr().out
+
+
+def test_all_sets_are_asked_for_their_splits_before_the_first_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten of all: it was refused at protein, which has five, when six sets had been measured."""
+
+    def small(name: str, data_dir: object = None) -> Regression:
+        rows = np.arange(20.0)
+        return Regression(rows[:, None], rows, np.zeros((5 if name == "protein" else 20, 2), np.int64), name)
+
+    monkeypatch.setattr(datasets, "regression", small)
+    monkeypatch.setattr(uci, "run", lambda *_, **__: pytest.fail("nothing is measured"))
+    with pytest.raises(SystemExit) as done:
+        main(["benchmark", "uci", "--data", "all", "--splits", "10", "--out", str(tmp_path)])
+    assert done.value.code == 2
+    assert "splits must be from 1 to 5 for protein, got 10" in capsys.readouterr().err
 
 
 def test_the_learning_rate_falls_on_large_sets_only_or_never_or_always() -> None:

@@ -57,3 +57,10 @@ def test_any_number_of_channels_and_any_size() -> None:
 def test_bad_rotations(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         Rotation(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_translation_by_a_fraction_of_a_pixel_is_refused() -> None:
+    """It was cut to whole pixels in silence: half a pixel did nothing, and was reported as a shift."""
+    with pytest.raises(BadInput, match=r"pixels must be a whole number, got 0\.5"):
+        Translation(pixels=0.5)  # type: ignore[arg-type]
+    assert Translation(pixels=3.0).pixels == 3  # type: ignore[arg-type]

@@ -87,6 +87,8 @@ def run(
         BayesguardError: Cases that failed, after the others were written.
     """
     settings = _settings(device, cases, samples, repeats, threads, quick, peers, say)
+    # Before the timing, not after it.
+    Path(out).mkdir(parents=True, exist_ok=True)
     found: list[Row] = []
     failed: dict[str, str] = {}
     before = torch.get_num_threads()
@@ -107,7 +109,6 @@ def run(
     say(f"\n{as_text(found)}\n")
     for path, text in _files(found, failed, settings):
         target = Path(out) / path
-        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
         say(f"wrote {target}")
     if failed:

@@ -259,7 +259,7 @@ REGISTRY: dict[str, Benchmark] = {
         "Every method on CIFAR-10 under corruptions, beside the published numbers.",
         lambda content: cifar10_c_tables.table(content["cells"]),
         _cifar10_c,
-        "CIFAR-10, CUDA",
+        "CIFAR-10; CUDA, but for smaller budgets",
         shift_figures.of_evaluations,
         files=r"shift-cifar10-c.*",
     ),
