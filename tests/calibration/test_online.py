@@ -104,7 +104,7 @@ def test_a_run_is_the_answers_one_by_one() -> None:
 def test_a_state_goes_on_where_it_was(kind: type[OnlineConformal]) -> None:
     y = 3 * torch.randn(400, generator=generator(1))
     pred = bg.Predictive.from_normal(torch.zeros(400), 1.0)
-    whole, first, second = kind(fitted()), kind(fitted()), kind(fitted("absolute"))
+    whole, first, second = kind(fitted()), kind(fitted()), kind(fitted())
     covered = whole.run(pred, y)
     assert torch.equal(first.run(pred[:200], y[:200]), covered[:200])
     second.load_state_dict(first.state_dict())
