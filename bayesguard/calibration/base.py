@@ -141,7 +141,9 @@ class Calibrator(nn.Module, ABC):
         """Refuse the state of a calibrator of another kind or of other settings."""
         saved = bytes(state.tolist()).decode()
         if saved != self._made_as():
-            raise BadInput(f"the state is of {saved}, and this is {self._made_as()}; make the calibrator as it was made")
+            raise BadInput(
+                f"the state is of {saved}, and this is {self._made_as()}; make the calibrator as it was made"
+            )
 
     def _made_as(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.settings)})"

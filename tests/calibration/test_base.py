@@ -74,10 +74,14 @@ def test_a_state_of_another_kind_or_of_other_settings_is_refused() -> None:
             if one is other:
                 loaded.load_state_dict(nn.ModuleList([one]).state_dict())
                 continue
-            with pytest.raises(BadInput, match=r"the state is of .*, and this is .*; make the calibrator as it was made"):
+            with pytest.raises(
+                BadInput, match=r"the state is of .*, and this is .*; make the calibrator as it was made"
+            ):
                 loaded.load_state_dict(nn.ModuleList([one]).state_dict())
     numbers, real = Predictive.from_normal(torch.zeros(90), 1.0), torch.randn(90, generator=generator)
-    with pytest.raises(BadInput, match=r"of ConformalInterval\(score='cdf', by_group=False\), and this is .*'absolute'"):
+    with pytest.raises(
+        BadInput, match=r"of ConformalInterval\(score='cdf', by_group=False\), and this is .*'absolute'"
+    ):
         ConformalInterval("absolute").load_state_dict(ConformalInterval("cdf").fit(numbers, real).state_dict())
 
 
