@@ -254,8 +254,10 @@ class Predictor(nn.Module, ABC):
             progress: True for a progress bar.
 
         Raises:
-            BadInput: No data, or draws to keep that would not fit into memory (the message has the size).
+            BadInput: No data, a list of two arrays that may be two batches or inputs with targets, or draws to keep that
+                would not fit into memory (the message has the size).
         """
+        _refuse_two_meanings(data)
         draws = self._draws(num_samples, seed, tolerance, max_samples, keep_draws)
         return self._stream(data, batch_size, draws, progress)[0]
 
@@ -584,6 +586,18 @@ class Predictor(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, seed={self.seed}"
+
+
+def _refuse_two_meanings(data: Any) -> None:
+    """Raise BadInput for a list of two alike arrays: two batches, of which a pair's reader would drop the second."""
+    if not isinstance(data, list) or len(data) != 2 or not all(isinstance(part, (Tensor, np.ndarray)) for part in data):
+        return
+    first, second = data
+    if first.shape == second.shape and first.dtype == second.dtype:
+        raise BadInput(
+            f"data is a list of two arrays of shape {tuple(first.shape)}, which may be two batches of inputs or inputs with "
+            "their targets; pass one array of all inputs, or a tuple (inputs, targets)"
+        )
 
 
 def _drawn_apart(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:

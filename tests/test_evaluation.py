@@ -151,6 +151,17 @@ def test_interval_holds_its_value_and_stays_in_bounds() -> None:
     assert all(math.isnan(limit) for limit in Drawn(math.nan, above).interval(0.95))
 
 
+def test_the_nll_of_classes_is_never_below_zero_and_that_of_densities_may_be() -> None:
+    sure = torch.full((50, 2), 1e-3).index_fill(1, torch.tensor(0), 1 - 1e-3)
+    sure[0] = torch.tensor([0.1, 0.9])
+    groups = {"half": torch.arange(50) < 25, "all": torch.ones(50, dtype=torch.bool)}
+    found = evaluate(Predictive.from_probs(sure), torch.zeros(50, dtype=torch.long), metrics=["nll"], groups=groups)
+    assert found.result("nll").lower == 0
+    assert found.worst_group("nll").lower == 0
+    narrow = Predictive.from_normal(torch.zeros(50), 0.01)
+    assert evaluate(narrow, torch.zeros(50), metrics=["nll"]).result("nll").lower < -3
+
+
 def test_seed_decides_and_random_state_is_untouched() -> None:
     probs, labels = random_probs(40, 1)
     before = torch.get_rng_state()

@@ -193,6 +193,10 @@ def test_damaged_and_foreign_members_are_named(tmp_path: Path) -> None:
 
 def test_lists_of_inputs_stay_batches() -> None:
     assert len(predictor().predict([X, X, X])) == 90
+    for two in ([X, X], [X.numpy(), X.numpy()]):
+        with pytest.raises(BadInput, match="may be two batches of inputs or inputs with their targets"):
+            predictor().predict(two)
+    assert len(predictor().predict([X, X[:, 0]])) == len(predictor().predict((X, X))) == 30
 
 
 def test_a_scheduler_is_stepped() -> None:

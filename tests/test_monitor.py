@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from scipy.stats import binom
 from torch import Tensor
 
@@ -74,7 +75,8 @@ def test_batches_do_not_matter_and_states_go_on() -> None:
         pieces.update(pred[start : start + 7], labels[start : start + 7])
         if start == 700:
             fresh = CalibrationMonitor()
-            fresh.load_state_dict(pieces.state_dict())
+            fresh.load_state_dict(load(save(pieces.state_dict())))
+            CalibrationMonitor().load_state_dict({**pieces.state_dict(), "_extra_state": {"claim": "confidence"}})
             pieces = fresh
     assert torch.allclose(whole.log_wealth, pieces.log_wealth, atol=1e-9)
     assert whole.alarm_at == pieces.alarm_at

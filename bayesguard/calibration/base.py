@@ -30,6 +30,7 @@ class Calibrator(nn.Module, ABC):
         needs_own_data: Whether it has to be fitted to examples that no calibrator before it was fitted to, because it
             promises a coverage: `Predictor.calibrate` then splits what it is given.
         sized_by_fit: Buffers whose sizes are known after fitting only; a fresh calibrator takes those of a saved state.
+        settings: Arguments that what was fitted means nothing without; a state of others is refused.
         shifts: The perturbations under which it has to see the data, too (`fit_shifted`); None for nearly all.
         diagnostics: What the last fit found, by name; empty before.
     """
@@ -37,6 +38,7 @@ class Calibrator(nn.Module, ABC):
     acts_on: ClassVar[Literal["draws", "pooled"]]
     needs_own_data: ClassVar[bool] = False
     sized_by_fit: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[tuple[str, ...]] = ()
     shifts: Any = None
     is_fitted: Tensor
 
@@ -144,7 +146,25 @@ class Calibrator(nn.Module, ABC):
             saved = state_dict.get(prefix + name)
             if isinstance(saved, Tensor):
                 setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
+        # Older states do not say how their calibrators were made.
+        state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def get_extra_state(self) -> Any:
+        """Return how this was made, as bytes: kinds whose buffers look alike must not be taken for one another."""
+        # A tensor, since files of tensors hold nothing else.
+        return torch.tensor(list(self._made_as().encode()), dtype=torch.uint8, device="cpu")
+
+    def set_extra_state(self, state: Any) -> None:
+        """Refuse the state of a calibrator of another kind or of other settings."""
+        saved = bytes(state.tolist()).decode()
+        if saved != self._made_as():
+            raise BadInput(
+                f"the state is of {saved}, and this is {self._made_as()}; make the calibrator as it was made"
+            )
+
+    def _made_as(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.settings)})"
 
 
 def _check_predictive(pred: object) -> None:

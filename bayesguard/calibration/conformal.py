@@ -64,6 +64,7 @@ class Conformal(SplitConformal):
     """
 
     sized_by_fit = (*SplitConformal.sized_by_fit, "clusters")
+    settings = ("score", "by", "randomised", "penalty", "free_ranks", "seed")
     _slack = 1e-12  # rounding of sums that are equal in exact arithmetic must not decide
     clusters: Tensor
 
@@ -189,6 +190,8 @@ class ConformalInterval(SplitConformal):
         True
     """
 
+    settings = ("score", "by_group")
+
     def __init__(self, score: IntervalScore = "normalised", alpha: float = 0.1, *, by_group: bool = False) -> None:
         if score not in get_args(IntervalScore):
             raise BadInput(f"score must be one of {', '.join(map(repr, get_args(IntervalScore)))}, got {score!r}")
@@ -236,6 +239,8 @@ class ConformalQuantile(SplitConformal):
         >>> bool(((lower <= y) & (y <= upper)).float().mean() >= 0.8)
         True
     """
+
+    settings = ("alpha", "by_group")
 
     def _ends(self, pred: Predictive) -> tuple[Tensor, Tensor]:
         lower, upper = pred.icdf(self.alpha / 2), pred.icdf(1 - self.alpha / 2)  # type: ignore[arg-type]

@@ -63,6 +63,7 @@ class ConformalDistribution(Calibrator):
     acts_on = "pooled"
     needs_own_data = True
     sized_by_fit = ("residuals", "ranks")
+    settings = ("score",)
     residuals: Tensor
     ranks: Tensor
     num_examples: Tensor

@@ -32,7 +32,10 @@ class Group(NamedTuple):
 
 def pooled_log_probs(pred: Predictive) -> Tensor:
     if not isinstance(pred, CategoricalPredictive) or len(pred.batch_shape) != 1:
-        raise BadType(f"ShiftAwareScaling is for one class of several an example, got a {type(pred).__name__}")
+        raise BadType(
+            f"ShiftAwareScaling is for one class of several an example, got a {type(pred).__name__} of batch shape "
+            f"{tuple(pred.batch_shape)}"
+        )
     return wide(pred.logits).log_softmax(-1)
 
 

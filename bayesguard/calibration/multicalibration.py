@@ -83,6 +83,7 @@ class Multicalibration(Calibrator):
 
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
     sized_by_fit = ("patches", "steps")
+    settings = ("num_bins",)
     patches: Tensor
     steps: Tensor
     num_classes: Tensor

@@ -105,12 +105,13 @@ class OnlineConformal(nn.Module, ABC):
 
     def get_extra_state(self) -> Any:
         """Return the error rate that is meant, so that a level for another one is not taken for this one's."""
-        return {"alpha": self.alpha}
+        return torch.tensor(self.alpha, dtype=torch.float64, device="cpu")  # files of tensors hold nothing else
 
     def set_extra_state(self, state: Any) -> None:
         """Refuse the state for another error rate."""
-        if state.get("alpha") != self.alpha:
-            raise BadInput(f"the state is for alpha={state.get('alpha')}, this {type(self).__name__} for {self.alpha}")
+        alpha = float(state) if isinstance(state, Tensor) else state.get("alpha")  # as older states have it
+        if alpha != self.alpha:
+            raise BadInput(f"the state is for alpha={alpha}, this {type(self).__name__} for {self.alpha}")
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, level={float(self.level):.4g}, {self.num_misses} misses in {self.num_examples}"

@@ -89,6 +89,7 @@ class ShiftAwareScaling(Calibrator):
 
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
     sized_by_fit = ("sets", "set_weights")
+    settings = ("mode",)
     clean_temperature: Tensor
     temperature: Tensor
     centre: Tensor
@@ -148,7 +149,7 @@ class ShiftAwareScaling(Calibrator):
 
     def fit_shifted(self, preds: Sequence[Predictive], targets: Tensor) -> Self:
         rows = torch.arange(len(preds)).repeat_interleave(len(targets))
-        return self.fit(concatenate(preds), targets.repeat(len(preds)), environments=rows)
+        return self.fit(concatenate(preds), torch.cat([targets] * len(preds)), environments=rows)
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         log_probs = pooled_log_probs(pred)

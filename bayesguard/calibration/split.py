@@ -48,6 +48,7 @@ class SplitConformal(Calibrator):
     acts_on: ClassVar[Literal["draws", "pooled"]] = "pooled"
     needs_own_data: ClassVar[bool] = True
     sized_by_fit: ClassVar[tuple[str, ...]] = ("scores", "strata", "weights")
+    settings: ClassVar[tuple[str, ...]] = ("by_group",)
     _slack: ClassVar[float] = 0.0  # within which two scores count as equal
     scores: Tensor
     strata: Tensor

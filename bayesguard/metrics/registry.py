@@ -1,7 +1,8 @@
 """The metrics that `evaluate` knows: what each keeps of the examples, its value, and its values under resampling."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -116,6 +117,8 @@ def specs_for(predictive: Predictive, names: list[str] | None = None) -> list[Me
     """
     kind = kind_of(predictive)
     fitting = {name: spec for name, spec in EVALUATION_METRICS.items() if kind in spec.kinds}
+    if kind != "continuous" and "nll" in fitting:  # probabilities are 1 at most, densities are not
+        fitting["nll"] = replace(fitting["nll"], bounds=(0.0, math.inf))
     if names is None:
         return [spec for spec in fitting.values() if spec.default]
     unknown = [name for name in names if name not in fitting]

@@ -139,6 +139,13 @@ class MarkovChains(WeightPredictor):
         self.draws = draws.detach().to(like)
         self._write(self.draws.double().mean((0, 1)).to(like))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(prefix + "draws")
+        if isinstance(saved, Tensor) and saved.dim() == 3 and saved.shape[-1] == self.weights.size:
+            # How many states there are is known after fitting only.
+            self.draws = self.draws.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @torch.no_grad()
     def _write(self, flat: Tensor) -> None:
         for tensor, value in zip(self.weights.tensors(), self.weights.split(flat), strict=True):

@@ -3,6 +3,7 @@
 E. Bingham et al. (2019). Pyro: deep universal probabilistic programming. JMLR 20.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Unpack
 
@@ -23,6 +24,8 @@ from bayesguard.sampling import Forward, derive_seed, seeded_default_generators
 _DRAWS_PER_CHUNK = 8
 # States of a chain depend on their neighbours.
 _BLOCK = 8
+# The key that marks a tensor's shape in a state.
+_TENSOR = "tensor of"
 
 
 class PyroPredictor(Predictor):
@@ -252,8 +255,10 @@ class PyroPredictor(Predictor):
             self._example = pytree.tree_map(first_row, arguments)
 
     def get_extra_state(self) -> Any:
-        """Return the shapes of the inputs: zeros of one row."""
-        return pytree.tree_map(lambda v: torch.zeros_like(v) if isinstance(v, Tensor) else v, self._example)
+        """Return the shapes of the inputs, as bytes: files of tensors hold nothing else."""
+        shapes = pytree.tree_map(_shape_of, self._example)
+        # Keys of mappings are texts, and so JSON gives back what it was given.
+        return torch.tensor(list(json.dumps(shapes).encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing: the shapes have been used before anything was loaded."""
@@ -261,6 +266,8 @@ class PyroPredictor(Predictor):
 
 def _prime_before_loading(predictor: PyroPredictor, state: dict[str, Any], prefix: str, *more: Any) -> None:
     example = state.get(f"{prefix}_extra_state")
+    if isinstance(example, Tensor):  # older states hold the inputs themselves
+        example = _of_shapes(json.loads(bytes(example.tolist())), predictor._device)
     if example is None or predictor._example is not None:
         return
     inputs = example[0] if example[0] else example[1]
@@ -268,6 +275,22 @@ def _prime_before_loading(predictor: PyroPredictor, state: dict[str, Any], prefi
     with seeded_default_generators(predictor._device, predictor.seed, "prime"):
         targets = predictor.network.targets_for(arguments)
     predictor._prime(inputs, targets)
+
+
+def _shape_of(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return {_TENSOR: [list(leaf.shape), str(leaf.dtype).removeprefix("torch.")]}
+    return leaf if leaf is None or isinstance(leaf, (bool, int, float, str)) else None
+
+
+def _of_shapes(shapes: Any, device: torch.device) -> Any:
+    """Zeros in place of shapes."""
+    if isinstance(shapes, dict):
+        if _TENSOR in shapes:
+            shape, dtype = shapes[_TENSOR]
+            return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+        return {name: _of_shapes(value, device) for name, value in shapes.items()}
+    return tuple(_of_shapes(value, device) for value in shapes) if isinstance(shapes, list) else shapes
 
 
 def _check_elbo(elbo: Any) -> Any:

@@ -1,12 +1,17 @@
 """What every calibrator does; the traps are in tests/traps/test_d_calibrators.py."""
 
+<<<<<<< HEAD
 from typing import Any
+=======
+from copy import deepcopy
+>>>>>>> audit-docs
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bayesguard.calibration import (
+<<<<<<< HEAD
     AdaptiveConformal,
     Calibrator,
     Conformal,
@@ -16,6 +21,19 @@ from bayesguard.calibration import (
     TemperatureScaling,
 )
 from bayesguard.errors import BadType
+=======
+    BBQ,
+    Calibrator,
+    Conformal,
+    ConformalInterval,
+    HistogramBinning,
+    IsotonicCalibration,
+    MatrixScaling,
+    StructuredScaling,
+    TemperatureScaling,
+)
+from bayesguard.errors import BadInput, BadType
+>>>>>>> audit-docs
 from bayesguard.predictive import Predictive
 
 
@@ -44,7 +62,7 @@ def test_a_calibrator_of_ones_own() -> None:
     assert calibrator.fit(pred, [1]) is calibrator
     assert calibrator.fitted
     assert calibrator(pred) is pred
-    assert set(calibrator.state_dict()) == {"is_fitted", "seen"}
+    assert set(calibrator.state_dict()) == {"is_fitted", "seen", "_extra_state"}
 
 
 def test_state_moves_and_loads() -> None:
@@ -57,6 +75,39 @@ def test_state_moves_and_loads() -> None:
     assert float(nn.ModuleList([fitted]).to(torch.float64)[0].get_buffer("temperature")) == float(other.temperature)
     assert "temperature=" in repr(fitted)
     assert "not fitted" in repr(TemperatureScaling())
+
+
+def test_a_state_of_another_kind_or_of_other_settings_is_refused() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred = Predictive.from_logits(3 * torch.randn(90, 3, generator=generator))
+    targets = pred.probs.multinomial(1, generator=generator)[:, 0]
+    kinds: list[Calibrator] = [HistogramBinning(), IsotonicCalibration(), BBQ(), Conformal(), Conformal("lac")]
+    kinds += [Conformal(seed=1), MatrixScaling(1.0, 1.0), StructuredScaling()]
+    fitted = [kind.fit(pred, targets) for kind in kinds]
+    for one in fitted:
+        for other in fitted:
+            loaded = nn.ModuleList([deepcopy(other)])
+            if one is other:
+                loaded.load_state_dict(nn.ModuleList([one]).state_dict())
+                continue
+            with pytest.raises(
+                BadInput, match=r"the state is of .*, and this is .*; make the calibrator as it was made"
+            ):
+                loaded.load_state_dict(nn.ModuleList([one]).state_dict())
+    numbers, real = Predictive.from_normal(torch.zeros(90), 1.0), torch.randn(90, generator=generator)
+    with pytest.raises(
+        BadInput, match=r"of ConformalInterval\(score='cdf', by_group=False\), and this is .*'absolute'"
+    ):
+        ConformalInterval("absolute").load_state_dict(ConformalInterval("cdf").fit(numbers, real).state_dict())
+
+
+def test_a_state_that_does_not_say_how_it_was_made_still_loads() -> None:
+    pred = Predictive.from_probs(torch.rand(90, 3, generator=torch.Generator().manual_seed(0)).softmax(-1))
+    fitted = Conformal("lac").fit(pred, torch.arange(90) % 3)
+    old = {name: value for name, value in fitted.state_dict().items() if name != "_extra_state"}
+    loaded = Conformal("lac")
+    loaded.load_state_dict(old)
+    assert torch.equal(loaded(pred).prediction_set(), fitted(pred).prediction_set())
 
 
 def test_fit_inside_inference_mode() -> None:

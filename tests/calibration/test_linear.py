@@ -393,7 +393,7 @@ def test_state_loads_into_a_fresh_one(make: Callable[[], Calibrator]) -> None:
 def test_state_of_another_kind_is_refused() -> None:
     logits, targets = classes()
     fitted = VectorScaling().fit(CategoricalPredictive(logits), targets)
-    with pytest.raises(RuntimeError, match="weight"):
+    with pytest.raises(BadInput, match="the state is of VectorScaling"):
         MatrixScaling().load_state_dict(fitted.state_dict())
 
 

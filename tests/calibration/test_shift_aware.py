@@ -304,6 +304,16 @@ def test_a_predictor_passes_its_data_through_the_shifts() -> None:
         predictor.calibrate(iter([(images, labels)]), ShiftAwareScaling(shifts=shifts))
 
 
+def test_dense_predictions_are_refused_by_name() -> None:
+    network, maps = nn.Conv2d(1, 3, 1), bg.likelihoods.Categorical(class_dim=1)
+    shifts: list[Any] = [bg.shift.Corruption("contrast", severity) for severity in (1, 3)]
+    images, labels = torch.rand(6, 1, 8, 8), torch.zeros(6, 8, 8, dtype=torch.long)
+    with pytest.raises(
+        BadType, match=r"one class of several an example, got a CategoricalPredictive of batch shape \(18, 8"
+    ):
+        bg.Deterministic(network, maps).calibrate((images, labels), ShiftAwareScaling(shifts=shifts))
+
+
 def test_a_predictor_adapts_to_unlabelled_data() -> None:
     torch.manual_seed(0)
     images, labels = torch.rand(240, 1, 8, 8), torch.arange(240) % 3

@@ -3,12 +3,14 @@
 import math
 import random
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bayesguard as bg
@@ -135,6 +137,18 @@ def test_convergence_of_weights_and_outputs() -> None:
     assert set(report) == {"r_hat of weights", "ess of weights", "r_hat of outputs", "ess of outputs"}
     assert 0.99 < report["r_hat of outputs"] < 1.03
     assert report["ess of outputs"] > 100
+
+
+def test_a_state_is_loaded_whatever_the_number_of_draws(tmp_path: Path) -> None:
+    x, y = regression()
+    fitted = sampler(num_samples=8).fit((x, y), num_samples=10, num_chains=2, warmup=10)
+    save_file(fitted.state_dict(), tmp_path / "chains.safetensors")
+    fresh = sampler(num_samples=8)
+    fresh.load_state_dict(load_file(tmp_path / "chains.safetensors"))
+    assert torch.equal(fresh.predict(x).mean, fitted.predict(x).mean)
+    assert fresh.num_chains == 2
+    with pytest.raises(RuntimeError, match="size mismatch for draws"):
+        fresh.load_state_dict({**fitted.state_dict(), "draws": torch.zeros(2, 10, 4)})
 
 
 def test_what_is_refused() -> None:
