@@ -1,39 +1,28 @@
 """What every calibrator does; the traps are in tests/traps/test_d_calibrators.py."""
 
-<<<<<<< HEAD
-from typing import Any
-=======
 from copy import deepcopy
->>>>>>> audit-docs
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bayesguard.calibration import (
-<<<<<<< HEAD
-    AdaptiveConformal,
-    Calibrator,
-    Conformal,
-    Multicalibration,
-    PriorCorrection,
-    SelectiveClassifier,
-    TemperatureScaling,
-)
-from bayesguard.errors import BadType
-=======
     BBQ,
+    AdaptiveConformal,
     Calibrator,
     Conformal,
     ConformalInterval,
     HistogramBinning,
     IsotonicCalibration,
     MatrixScaling,
+    Multicalibration,
+    PriorCorrection,
+    SelectiveClassifier,
     StructuredScaling,
     TemperatureScaling,
 )
 from bayesguard.errors import BadInput, BadType
->>>>>>> audit-docs
 from bayesguard.predictive import Predictive
 
 
