@@ -55,6 +55,7 @@ Clip = Callable[[list[nn.Parameter], float], Tensor]
 _CHECKPOINT = "training checkpoint"
 
 
+@torch.inference_mode(False)
 def fit(
     module: nn.Module,
     loss: Loss,
