@@ -163,7 +163,7 @@ def test_the_observed_site_has_the_density_of_the_likelihood() -> None:
     low = {"network.weight": torch.full((1, 2), -75.0), "network.bias": torch.zeros(1)}
     data = {name: low[f"network.{name}"].requires_grad_() for name in predictor.weights.names}
     trace = poutine.trace(poutine.condition(predictor.pyro_model(3), data=data)).get_trace(x, targets=counts)
-    trace.log_prob_sum().backward()
+    torch.as_tensor(trace.log_prob_sum()).backward()
     # Rates of exp(-150) are zero in float32; the density falls with their logarithm by one a count.
     assert trace.nodes["obs"]["log_prob_sum"].item() == pytest.approx(-150 * 6 - math.log(2) - math.log(6), rel=1e-6)
     assert data["bias"].grad is not None
@@ -172,5 +172,5 @@ def test_the_observed_site_has_the_density_of_the_likelihood() -> None:
     heavy = bg.Variational(nn.Sequential(nn.Linear(2, 2)), bg.likelihoods.StudentT(df=1e6))
     trace = poutine.trace(heavy.pyro_model(3)).get_trace(x, targets=torch.zeros(3))
     trace.compute_log_prob()
-    outputs = trace.nodes["_RETURN"]["value"]
+    outputs: Any = trace.nodes["_RETURN"]["value"]
     assert torch.equal(trace.nodes["obs"]["log_prob"], heavy.likelihood.log_prob(outputs, torch.zeros(3)))
