@@ -431,6 +431,14 @@ class Predictor(nn.Module, ABC):
                 "new ones of the same kinds, as predictor.calibrators.append(bayesguard.calibration.TemperatureScaling())"
             )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # Copies and pickles hold calibrators of their own; a shallow copy holds somebody else's.
+        calibrators: Any = self.calibrators
+        for calibrator in calibrators:
+            if (reference := _USERS.get(calibrator)) is None or reference() is None:
+                _USERS[calibrator] = weakref.ref(self)
+
     def forget_calibration(self) -> None:
         """Drop the calibrators: what was fitted to other weights says nothing about these."""
         self.calibrators = nn.ModuleList().eval()

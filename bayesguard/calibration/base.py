@@ -165,7 +165,12 @@ def class_columns(pred: Predictive, asked: Calibrator, hint: str = "") -> Tensor
 
 
 def check_order(calibrators: Sequence[Calibrator]) -> None:
-    """Raise BadInput where a calibrator stands behind one whose promise it would undo."""
+    """Raise BadInput where a calibrator stands behind one whose promise it would undo, or is there twice."""
+    if len(set(map(id, calibrators))) < len(calibrators):
+        raise BadInput(
+            "one calibrator object is there twice, and holds what it was fitted to last: make an object for each place, as "
+            "TemperatureScaling(), VectorScaling()"
+        )
     for first, later in itertools.pairwise(calibrators):
         if first.needs_own_data:
             raise BadInput(
