@@ -61,7 +61,7 @@ class NetworkProgram(nn.Module):
             site = as_pyro(self.prior.distribution(name, tensor)).to_event(tensor.dim())
             samples[id(tensor)] = pyro.sample(name, site)
         with at_mean(), RandomWeights(samples):
-            outputs = Forward(self.network, inputs, kwargs, self.output)()
+            outputs = Forward(self.network, inputs, kwargs, self.output, copies=True)()
         component = _observed(self.likelihood, outputs)
         rows = len(outputs)
         if targets is None:

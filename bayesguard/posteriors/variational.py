@@ -258,7 +258,7 @@ class WeightDraw(nn.Module):
         self.register_buffer("flat", flat)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
-        forward = Forward(self.network, inputs, kwargs, self.output)
+        forward = Forward(self.network, inputs, kwargs, self.output, copies=True)
         samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(self.flat), strict=True))
         with at_mean(), RandomWeights(samples):
             return forward()
