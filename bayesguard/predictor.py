@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bayesguard.adaptive import Stopping, check_stopping, draw_until
 from bayesguard.calibration import Calibrator, TemperatureScaling
-from bayesguard.calibration.base import check_order, fit_in_turn
+from bayesguard.calibration.base import check_order, fit_in_turn, make_buffers_changeable
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, batches, expected_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
@@ -316,6 +316,7 @@ class Predictor(nn.Module, ABC):
             self.calibrators = before
             raise
         self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in (*kept, *chosen)).eval()
+        make_buffers_changeable(self.calibrators)
         _USERS.update((calibrator, weakref.ref(self)) for calibrator in chosen)
         return self
 
@@ -342,6 +343,7 @@ class Predictor(nn.Module, ABC):
                     calibrator.adapt(self.predict(data, batch_size=batch_size))
         finally:
             self.calibrators = nn.ModuleList(whole).eval()
+        make_buffers_changeable(self.calibrators)
         return self
 
     def _under_shifts(self, data: Any, chosen: Sequence[Calibrator], batch_size: int | None) -> list[Predictive]:

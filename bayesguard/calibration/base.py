@@ -82,6 +82,7 @@ class Calibrator(nn.Module, ABC):
         _check_predictive(pred)
         if pred.batch_shape.numel() == 0:
             raise BadInput("pred has no examples; a calibrator needs held-out examples to be fitted on")
+        make_buffers_changeable(self)
         with torch.no_grad():
             given = as_given(targets, "targets").detach().to(pred.device)
             if weights is None:
@@ -90,6 +91,7 @@ class Calibrator(nn.Module, ABC):
                 own = check_weights(weights, pred.batch_shape[0]).to(pred.device)
                 self._fit_weighted(pred, given, own / own.mean())
             self.is_fitted = self.is_fitted.new_tensor(True)
+        make_buffers_changeable(self)
         return self
 
     @property
@@ -127,6 +129,15 @@ class Calibrator(nn.Module, ABC):
             if isinstance(saved, Tensor):
                 setattr(self, name, self.get_buffer(name).new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def make_buffers_changeable(calibrator: nn.Module) -> None:
+    """Replace buffers that were made in the caller's inference mode, which nobody could load or fit anew outside of it."""
+    with torch.inference_mode(False):
+        for part in calibrator.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    part._buffers[name] = buffer.clone()
 
 
 def _check_predictive(pred: object) -> None:

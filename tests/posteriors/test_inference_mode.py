@@ -53,3 +53,20 @@ def test_what_was_made_inside_is_refused(kind: str) -> None:
         made = make()
     with pytest.raises(BadInput, match=r"made inside torch.inference_mode"):
         made.fit((X, Y), **settings)
+
+
+@pytest.mark.filterwarnings("ignore::bayesguard.errors.CalibrationWarning")
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_what_is_calibrated_inside_can_be_loaded_and_calibrated_outside(made_inside: bool) -> None:
+    torch.manual_seed(0)
+    predictor, targets = bg.Deterministic(nn.Linear(3, 2)), (Y[:, 0] > 0).long()
+    calibrator = bg.calibration.TemperatureScaling()
+    with torch.inference_mode():
+        if made_inside:
+            calibrator = bg.calibration.TemperatureScaling()
+        predictor.calibrate((X, targets), calibrator)
+    state = {name: value.clone() for name, value in predictor.state_dict().items()}
+    assert not any(value.is_inference() for value in predictor.state_dict().values())
+    predictor.load_state_dict(state)
+    predictor.calibrate((X, targets), calibrator)
+    assert torch.allclose(calibrator.temperature, state["calibrators.0.temperature"])
