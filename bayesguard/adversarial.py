@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesguard.checks import check_count
-from bayesguard.data import Batch
+from bayesguard.data import Batch, with_copies
 from bayesguard.errors import BadInput
 from bayesguard.sampling import stream
 
@@ -35,7 +35,8 @@ def fgsm(loss: Callable[[Batch], Tensor], batch: Batch, epsilon: float | Tensor)
     """
     watched = _watched(batch)
     with torch.enable_grad():
-        return _stepped(watched, loss(watched), epsilon)
+        # Copies: a network may write over its inputs, of which the gradient is wanted.
+        return _stepped(watched, loss(with_copies(watched)), epsilon)
 
 
 def pgd(
@@ -115,8 +116,8 @@ def adversarial_loss(loss: Callable[[Batch], Tensor], batch: Batch, epsilon: flo
     the same minimum. Arguments and errors as for `fgsm`.
     """
     watched = _watched(batch)
-    clean = loss(watched)
-    return (clean + loss(_stepped(watched, clean, epsilon))) / 2
+    clean = loss(with_copies(watched))
+    return (clean + loss(with_copies(_stepped(watched, clean, epsilon)))) / 2
 
 
 def _is_movable(value: object) -> bool:

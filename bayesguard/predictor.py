@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bayesguard.adaptive import Stopping, check_stopping, draw_until
 from bayesguard.calibration import Calibrator, TemperatureScaling
-from bayesguard.calibration.base import check_order, fit_in_turn
+from bayesguard.calibration.base import check_order, fit_in_turn, make_buffers_changeable
 from bayesguard.checks import check_count
 from bayesguard.data import Batch, batches, expected_rows, is_one_shot, known_rows
 from bayesguard.errors import BadInput, BadType
@@ -318,6 +318,7 @@ class Predictor(nn.Module, ABC):
             self.calibrators = before
             raise
         self.calibrators = nn.ModuleList(calibrator.to(self._device) for calibrator in (*kept, *chosen)).eval()
+        make_buffers_changeable(self.calibrators)
         _USERS.update((calibrator, weakref.ref(self)) for calibrator in chosen)
         return self
 
@@ -344,6 +345,7 @@ class Predictor(nn.Module, ABC):
                     calibrator.adapt(self.predict(data, batch_size=batch_size))
         finally:
             self.calibrators = nn.ModuleList(whole).eval()
+        make_buffers_changeable(self.calibrators)
         return self
 
     def _under_shifts(self, data: Any, chosen: Sequence[Calibrator], batch_size: int | None) -> list[Predictive]:
@@ -432,6 +434,14 @@ class Predictor(nn.Module, ABC):
                 f"the state has {saved} calibrators and this predictor {len(self.calibrators)}: before loading, append "
                 "new ones of the same kinds, as predictor.calibrators.append(bayesguard.calibration.TemperatureScaling())"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # Copies and pickles hold calibrators of their own; a shallow copy holds somebody else's.
+        calibrators: Any = self.calibrators
+        for calibrator in calibrators:
+            if (reference := _USERS.get(calibrator)) is None or reference() is None:
+                _USERS[calibrator] = weakref.ref(self)
 
     def forget_calibration(self) -> None:
         """Drop the calibrators: what was fitted to other weights says nothing about these."""

@@ -17,6 +17,7 @@ from torch.distributions import StudentT as StudentTDistribution
 from bayesguard.checks import check_positive
 from bayesguard.errors import BadInput
 from bayesguard.exponential_integral import scaled_exponential_integral
+from bayesguard.predictive.student import student_log_prob
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 
@@ -106,7 +107,14 @@ class StudentT(Prior):
         self.df = check_positive(df, "df")
 
     def _make(self, loc: Tensor, scale: Tensor) -> Distribution:
-        return StudentTDistribution(torch.full_like(scale, self.df), loc, scale, validate_args=False)
+        return _StudentT(torch.full_like(scale, self.df), loc, scale, validate_args=False)
+
+
+class _StudentT(StudentTDistribution):
+    """Student's t whose density keeps its digits in float32 with many degrees of freedom."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return student_log_prob((value - self.loc) / self.scale, self.df) - self.scale.log()
 
 
 class ScaleMixture(Prior):

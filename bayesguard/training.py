@@ -55,6 +55,7 @@ Clip = Callable[[list[nn.Parameter], float], Tensor]
 _CHECKPOINT = "training checkpoint"
 
 
+@torch.inference_mode(False)
 def fit(
     module: nn.Module,
     loss: Loss,
@@ -305,7 +306,7 @@ class _Run:
     def _mean_loss(self, data: Data) -> float:
         total, rows = 0.0, 0
         for batch in batches(data, **self.batching):
-            value = self.loss(to_device(batch, self.device), self.num_data)
+            value = self.loss(with_copies(to_device(batch, self.device)), self.num_data)
             total, rows = total + batch.num_rows * float(value.double().mean()), rows + batch.num_rows
         return total / rows
 

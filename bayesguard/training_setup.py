@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -56,9 +56,19 @@ def check_settings(
         check_positive(gradient_clip, "gradient_clip")
 
 
+def check_trainable(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse parameters that autograd cannot follow and optimizers cannot write to."""
+    if any(parameter.is_inference() for parameter in parameters):
+        raise BadInput(
+            "the network or its predictor was made inside torch.inference_mode(), whose tensors cannot be trained; make both "
+            "outside of it"
+        )
+
+
 def make_optimizer(optimizer: OptimizerFactory | Optimizer | None, parameters: list[nn.Parameter]) -> Optimizer:
     if not parameters:
         raise BadInput("there is nothing to train: no parameter of the module requires gradients")
+    check_trainable(parameters)
     if optimizer is None:
         return torch.optim.Adam(parameters, lr=1e-3, fused=can_be_fused(parameters) or None)
     made = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters) if callable(optimizer) else None

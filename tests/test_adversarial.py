@@ -115,3 +115,18 @@ def test_pgd_refuses_what_it_cannot_do() -> None:
             pgd(_linear_loss, batch, epsilon)
     with pytest.raises(BadInput, match="steps"):
         pgd(_linear_loss, batch, 0.1, steps=0)
+
+
+def test_a_network_that_writes_over_its_inputs_is_the_same_as_one_that_does_not() -> None:
+    batch = Batch((INPUTS.double(),), {}, TARGETS.double())
+
+    def writes(b: Batch) -> Tensor:
+        return _linear_loss(b._replace(inputs=(b.inputs[0].mul_(2),)))
+
+    def plain(b: Batch) -> Tensor:
+        return _linear_loss(b._replace(inputs=(b.inputs[0] * 2,)))
+
+    assert torch.equal(adversarial_loss(writes, batch, 0.1), adversarial_loss(plain, batch, 0.1))
+    assert torch.equal(fgsm(writes, batch, 0.1).inputs[0], fgsm(plain, batch, 0.1).inputs[0])
+    assert torch.equal(pgd(writes, batch, 0.1, steps=3).inputs[0], pgd(plain, batch, 0.1, steps=3).inputs[0])
+    assert torch.equal(batch.inputs[0], INPUTS.double())

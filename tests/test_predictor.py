@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -133,6 +134,25 @@ def test_a_calibrator_that_is_fitted_for_another_leaves_the_first_predictor_alon
     with pytest.raises(BadInput):
         second.calibrate((X, Y), calibrator, bg.calibration.Conformal(), bg.calibration.TemperatureScaling())
     assert torch.equal(first(X).probs, before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))], ids=["copy", "pickle"])
+def test_the_calibrator_of_a_copy_is_its_own_as_well(copied: Any) -> None:
+    original = predictor().calibrate((X, Y))
+    own = copied(original)
+    before = own(X).probs
+    predictor().calibrate((X[:20], Y[:20].flip(0)), own.calibrators[0])
+    assert torch.equal(own(X).probs, before)
+    assert torch.equal(original(X).probs, before)
+
+
+def test_one_calibrator_in_two_places_is_refused() -> None:
+    """Its second fit would undo the first."""
+    calibrator = bg.calibration.TemperatureScaling()
+    own = predictor()
+    with pytest.raises(BadInput, match="one calibrator object is there twice"):
+        own.calibrate((X, Y), calibrator, calibrator)
+    assert len(own.calibrators) == 0
 
 
 def test_an_error_after_the_first_of_two_calibrators_keeps_what_was() -> None:

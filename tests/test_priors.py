@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.distributions import kl_divergence
 
@@ -130,3 +131,14 @@ def test_torch_knows_their_divergences() -> None:
 def test_what_they_refuse(make: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         make()
+
+
+@pytest.mark.parametrize("df", [2.0, 19.0, 21.0, 1e3, 1e6, 1e12])
+def test_student_t_keeps_its_digits_in_single_precision(df: float) -> None:
+    where = torch.linspace(-4, 4, 41)
+    prior = priors.StudentT(df=df, scale=0.5)
+    density = prior.distribution("w", where).log_prob(where)
+    assert density.dtype == torch.float32
+    exact = torch.from_numpy(stats.t.logpdf(where.double().numpy(), df, scale=0.5))
+    assert torch.allclose(density.double(), exact, rtol=2e-6, atol=5e-6)
+    assert torch.allclose(prior.joint({"w": where}).log_prob(where).double(), exact, rtol=2e-6, atol=5e-6)

@@ -86,6 +86,7 @@ class Calibrator(nn.Module, ABC):
         _check_predictive(pred)
         if pred.batch_shape.numel() == 0:
             raise BadInput("pred has no examples; a calibrator needs held-out examples to be fitted on")
+        make_buffers_changeable(self)
         with torch.no_grad():
             given = as_given(targets, "targets").detach().to(pred.device)
             if weights is None:
@@ -94,11 +95,7 @@ class Calibrator(nn.Module, ABC):
                 own = check_weights(weights, pred.batch_shape[0]).to(pred.device)
                 self._fit_weighted(pred, given, own / own.mean())
             self.is_fitted = self.is_fitted.new_tensor(True)
-        # A later load_state_dict could not write to what was made in inference mode.
-        with torch.inference_mode(False):
-            for name, value in list(self.named_buffers(recurse=False)):
-                if value.is_inference():
-                    setattr(self, name, value.clone())
+        make_buffers_changeable(self)
         return self
 
     @property
@@ -167,6 +164,15 @@ class Calibrator(nn.Module, ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self.settings)})"
 
 
+def make_buffers_changeable(calibrator: nn.Module) -> None:
+    """Replace buffers that were made in the caller's inference mode, which nobody could load or fit anew outside of it."""
+    with torch.inference_mode(False):
+        for part in calibrator.modules():
+            for name, buffer in part._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    part._buffers[name] = buffer.clone()
+
+
 def _check_predictive(pred: object) -> None:
     if not isinstance(pred, Predictive):
         raise BadType(
@@ -220,7 +226,12 @@ def class_log_probs(pred: Predictive, asked: Calibrator) -> Tensor:
 
 
 def check_order(calibrators: Sequence[Calibrator]) -> None:
-    """Raise BadInput where a calibrator stands behind one whose promise it would undo."""
+    """Raise BadInput where a calibrator stands behind one whose promise it would undo, or is there twice."""
+    if len(set(map(id, calibrators))) < len(calibrators):
+        raise BadInput(
+            "one calibrator object is there twice, and holds what it was fitted to last: make an object for each place, as "
+            "TemperatureScaling(), VectorScaling()"
+        )
     for first, later in itertools.pairwise(calibrators):
         if first.needs_own_data:
             raise BadInput(

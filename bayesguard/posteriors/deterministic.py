@@ -71,7 +71,7 @@ class _Outputs(nn.Module):
         self.network, self.output = predictor.network, predictor.output
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
-        return Forward(self.network, inputs, kwargs, self.output)()
+        return Forward(self.network, inputs, kwargs, self.output, copies=True)()
 
 
 def _differs(forward: Forward, seed: int) -> bool:

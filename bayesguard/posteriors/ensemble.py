@@ -21,7 +21,7 @@ from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, Likelihood, Poisson, StudentT
 from bayesguard.looks import with_one_look
 from bayesguard.posteriors.deterministic import Deterministic
-from bayesguard.posteriors.ensemble_prediction import MemberOutputs
+from bayesguard.posteriors.ensemble_prediction import MemberOutputs, check_same_shape
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.parts import collect
 from bayesguard.predictor import (
@@ -149,10 +149,14 @@ class DeepEnsemble(Predictor):
         if outputs is not None:
             yield outputs
             return
+        first: Tensor | None = None
         for index, member in enumerate(self.members):
             own = derive_seed(seed, "member", index)
             samples = self._member_samples(member, num_samples)
-            yield from member.output_chunks(*inputs, num_samples=samples, seed=own, offset=offset, **kwargs)
+            for outputs in member.output_chunks(*inputs, num_samples=samples, seed=own, offset=offset, **kwargs):
+                first = outputs if first is None else first
+                check_same_shape(first, outputs, index)
+                yield outputs
 
     def predictives(self, *inputs: Any, num_samples: int, seed: int, offset: int = 0, **kwargs: Any) -> Iterator[Part]:
         """Yield the members' predictives, each member with an equal share of the mixture."""

@@ -21,6 +21,7 @@ from bayesguard.sampling.agreement import difference, first_line
 from bayesguard.sampling.alike import why_not_alike
 from bayesguard.sampling.batched_calls import Unbatchable
 from bayesguard.sampling.choice import fastest
+from bayesguard.sampling.forward import select_output
 from bayesguard.sampling.members import MemberBatch, check_batchable
 from bayesguard.sampling.memory import bytes_between
 from bayesguard.sampling.memory_order import channels_last
@@ -218,17 +219,22 @@ def _are_of(members: Sequence[Predictor], batch: MemberBatch) -> bool:
 def _joined(outputs: Sequence[Tensor]) -> Tensor:
     """Return the members' outputs `[1, N, ...]` along the first axis."""
     for index, own in enumerate(outputs):
-        if own.shape != outputs[0].shape:
-            raise BadInput(
-                f"members 0 and {index} have outputs of shapes {tuple(outputs[0].shape[1:])} and {tuple(own.shape[1:])}; "
-                "the members of an ensemble answer the same question, in outputs of one shape"
-            )
+        check_same_shape(outputs[0], own, index)
     return torch.cat(list(outputs))
 
 
+def check_same_shape(first: Tensor, own: Tensor, index: int) -> None:
+    """Raise BadInput where draws `[S, N, ...]` of a member have another shape than those of the first one."""
+    if own.shape[1:] != first.shape[1:]:
+        raise BadInput(
+            f"members 0 and {index} have outputs of shapes {tuple(first.shape[1:])} and {tuple(own.shape[1:])}; "
+            "the members of an ensemble answer the same question, in outputs of one shape"
+        )
+
+
 def _loop(members: Sequence[Predictor], x: Tensor) -> Tensor:
-    # A network may write over its input.
-    return torch.stack([member.network(x.clone()) for member in members])
+    # A network may write over its input, and may give something else than at the first prediction.
+    return torch.stack([select_output(member.network(x.clone()), None) for member in members])
 
 
 def _check_equal(got: Tensor, want: Tensor) -> None:

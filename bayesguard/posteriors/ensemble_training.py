@@ -37,7 +37,7 @@ from bayesguard.joint import Trial, fit_jointly, try_jointly
 from bayesguard.predictor import join_inputs
 from bayesguard.sampling import derive_seed, seeded_default_generators
 from bayesguard.training import fit
-from bayesguard.training_setup import device_of, generators_of
+from bayesguard.training_setup import check_trainable, device_of, generators_of
 
 if TYPE_CHECKING:
     from bayesguard.posteriors.ensemble import DeepEnsemble
@@ -53,8 +53,10 @@ _LARGEST_VMAPPED = 100_000
 _LARGEST_CONVOLUTIONAL = 100_000
 
 
+@torch.inference_mode(False)
 def fit_members(ensemble: "DeepEnsemble", data: Any, **settings: Any) -> History:
     """Train every member of `ensemble`; settings as in `Predictor.fit`."""
+    check_trainable(ensemble.parameters())
     if settings.get("epochs") == 1:
         # What can be read once is to serve every member.
         data, settings["validation"] = (_kept(some) for some in (data, settings.get("validation")))

@@ -25,6 +25,7 @@ from bayesguard.priors import Prior, check_prior
 from bayesguard.pyro_scope import pyro_scope
 from bayesguard.sampling import Forward, derive_seed, seeded_default_generators, stream
 from bayesguard.sampling.random_weights import RandomWeights
+from bayesguard.training_setup import check_trainable
 from bayesguard.weights import Subset, Weights, select_weights
 
 Potential = Callable[[Tensor], Tensor]
@@ -82,6 +83,7 @@ class MarkovChains(WeightPredictor):
 
     # Sampling.
 
+    @torch.inference_mode(False)
     def fit(  # type: ignore[override]
         self,
         data: Any,
@@ -113,6 +115,7 @@ class MarkovChains(WeightPredictor):
         counts = {"num_samples": num_samples, "num_chains": num_chains, "warmup": warmup}
         for name, count in counts.items():
             check_count(count, name)
+        check_trainable(self.parameters())
         inputs, targets = self._gathered(data, batch_size)
         potential = _PotentialOf(self, inputs, targets)
         start = self._maximum_a_posteriori(potential, check_count(map_steps, "map_steps", minimum=0))

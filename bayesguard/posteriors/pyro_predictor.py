@@ -124,6 +124,7 @@ class PyroPredictor(Predictor):
             loss: Tensor = elbo.differentiable_loss(model, guide, *positional, **keywords)
         return loss / num_data
 
+    @torch.inference_mode(False)
     def fit(self, data: Any, **settings: Any) -> Any:
         """Train guide and program by stochastic variational inference; arguments as for every predictor's `fit`."""
         with torch.random.fork_rng(devices=[]):

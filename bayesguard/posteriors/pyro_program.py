@@ -14,6 +14,7 @@ from bayesguard.checks import check_count
 from bayesguard.errors import BadInput
 from bayesguard.guides import Delta, FullNormal, LowRankNormal, MeanFieldNormal
 from bayesguard.layers import at_mean, bayesian_layers
+from bayesguard.likelihoods import Likelihood
 from bayesguard.sampling import Forward
 from bayesguard.sampling.random_weights import RandomWeights
 from bayesguard.weights import Weights
@@ -60,8 +61,8 @@ class NetworkProgram(nn.Module):
             site = as_pyro(self.prior.distribution(name, tensor)).to_event(tensor.dim())
             samples[id(tensor)] = pyro.sample(name, site)
         with at_mean(), RandomWeights(samples):
-            outputs = Forward(self.network, inputs, kwargs, self.output)()
-        component = as_pyro(self.likelihood.distribution(outputs))
+            outputs = Forward(self.network, inputs, kwargs, self.output, copies=True)()
+        component = _observed(self.likelihood, outputs)
         rows = len(outputs)
         if targets is None:
             plate = pyro.plate("examples", rows, dim=-1)
@@ -163,8 +164,35 @@ def as_pyro(distribution: Distribution) -> Any:
     return made
 
 
+def _observed(likelihood: Likelihood, outputs: Tensor) -> Any:
+    """Return the distribution of the targets for Pyro, with the likelihood's own density.
+
+    Torch's loses digits, and the gradient of a Poisson rate that underflows.
+    """
+    made = as_pyro(likelihood.distribution(outputs))
+    made.likelihood, made.outputs = likelihood, outputs
+    made.__class__ = _of_likelihood(made.__class__)
+    return made
+
+
 @cache
 def _with_pyro(kind: Any) -> Any:
     from pyro.distributions.torch_distribution import TorchDistributionMixin
 
     return new_class(kind.__name__, (kind, TorchDistributionMixin))
+
+
+@cache
+def _of_likelihood(kind: Any) -> Any:
+    def log_prob(self: Any, value: Tensor) -> Any:
+        return self.likelihood._density(self.outputs, value)
+
+    def expand(self: Any, batch_shape: Any, _instance: Any = None) -> Any:
+        # Pyro expands to the shape of its plates, mostly the one that it has; in another it is torch's own.
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
+        plain = copy(self)
+        plain.__class__ = kind
+        return plain.expand(batch_shape, _instance)
+
+    return new_class(kind.__name__, (kind,), exec_body=lambda body: body.update(log_prob=log_prob, expand=expand))

@@ -50,7 +50,8 @@ class Variational(WeightPredictor):
         init_scale: First standard deviation of each weight.
         relative: `init_scale` is a share of each weight's size instead: for networks that are trained already.
         kl_weight: Factor of the divergence; 1 is Bayes' rule, less a "cold" posterior.
-        kl_warmup: Steps of the optimizer over which that factor grows from 0, linearly.
+        kl_warmup: Steps of the optimizer over which that factor grows from 0, linearly. One that asks for the loss several
+            times a step, as L-BFGS, counts as many.
         antithetic: Draws come in pairs with opposite noise: every draw by itself is as it was, and the error of their
             mean is smaller. False for independent draws.
         num_samples: Draws in one prediction.
@@ -258,7 +259,7 @@ class WeightDraw(nn.Module):
         self.register_buffer("flat", flat)
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Tensor:
-        forward = Forward(self.network, inputs, kwargs, self.output)
+        forward = Forward(self.network, inputs, kwargs, self.output, copies=True)
         samples = dict(zip(map(id, self.weights.tensors()), self.weights.split(self.flat), strict=True))
         with at_mean(), RandomWeights(samples):
             return forward()

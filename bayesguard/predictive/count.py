@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
@@ -14,6 +16,7 @@ from bayesguard.predictive.numerics import BUDGET, as_given
 from bayesguard.predictive.quadrature import mixture_log_prob
 
 _TAIL = 1e-13  # mass that sums over the counts may miss, at either end
+_MOST_COUNTS = 1 << 26  # counts that are walked over for one answer: with ten draws a minute or two
 
 
 class CountPredictive(ComponentPredictive):
@@ -70,12 +73,24 @@ class CountPredictive(ComponentPredictive):
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
         return torch.where(q == 0, 0.0, torch.where(q == 1, torch.inf, high))
 
-    def _range(self, part: Distribution, like: Tensor) -> tuple[Tensor, Tensor]:
-        """First count of every element that matters, and the counts after it, `[R]`."""
+    def _range(self, part: Distribution, like: Tensor) -> tuple[Tensor, int]:
+        """First count of every element that matters, and how many there are from it on."""
         first = self._quantile(part, torch.full_like(like, _TAIL))
         last = self._quantile(part, torch.full_like(like, 1 - _TAIL))
         length = int((last - first).max()) + 1 if like.numel() else 1
-        return first, torch.arange(length, dtype=like.dtype, device=like.device)
+        if length > _MOST_COUNTS:
+            raise BadInput(
+                f"an answer spreads over {length} counts, more than the {_MOST_COUNTS} that entropy() and crps() sum over: "
+                "look at the quantiles or samples, or model the count in a larger unit"
+            )
+        return first, length
+
+    def _counts(self, part: Distribution, first: Tensor, length: int) -> Iterator[Tensor]:
+        """Yield the counts of every element from its first on, `[some, ...]`, in blocks of bounded memory."""
+        step = max(1, BUDGET // max(1, part.batch_shape.numel()))
+        for start in range(0, length, step):
+            block = torch.arange(start, min(start + step, length), dtype=first.dtype, device=first.device)
+            yield first + block.reshape(-1, *[1] * first.dim())
 
     def crps(self, value: object) -> Tensor:
         """Return the ranked probability score of counts `[N, ...]`: the sum of (F(k) - 1{k >= y})^2 over all k.
@@ -85,10 +100,9 @@ class CountPredictive(ComponentPredictive):
         """
 
         def score(part: Distribution, y: Tensor) -> Tensor:
-            first, steps = self._range(part, y)
-            total = (first - y).clamp_min(0) + (y - first - len(steps)).clamp_min(0)
-            for block in steps.split(max(1, BUDGET // max(1, part.batch_shape.numel()))):
-                counts = first + block.reshape(-1, *[1] * y.dim())
+            first, length = self._range(part, y)
+            total = (first - y).clamp_min(0) + (y - first - length).clamp_min(0)
+            for counts in self._counts(part, first, length):
                 below = (self._share(part.mean) * self._cdf_at(part, counts)).sum(1).clamp(0, 1)
                 total = total + (below - (counts >= y).to(y.dtype)).square().sum(0)
             return total
@@ -103,10 +117,8 @@ class CountPredictive(ComponentPredictive):
 
         def summed(part: Distribution) -> Tensor:
             like = next(iter(parameters(part).values())).new_zeros(part.batch_shape[1:])
-            first, steps = self._range(part, like)
             total = like
-            for block in steps.split(max(1, BUDGET // max(1, part.batch_shape.numel()))):
-                counts = first + block.reshape(-1, *[1] * like.dim())
+            for counts in self._counts(part, *self._range(part, like)):
                 total = total + torch.special.entr(mixture_log_prob(part, self.weights, counts).exp()).sum(0)
             return total
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from bayesguard.predictive.numerics import wide
 
 _MANY = 200.0  # degrees of freedom from which the expansion is as exact as the fraction, and faster
+_MANY_IN_SINGLE = 20.0  # those from which the expansion of the density's constant is exact in float32
 _TINY = 1e-300
 _MOST_TERMS = 500
 
@@ -38,7 +39,8 @@ def student_log_prob(z: Tensor, df: Tensor) -> Tensor:
     # A difference of two numbers of the size of df: for many, its expansion (Abramowitz and Stegun, 6.1.40).
     gap = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2)
     series = (df / 2).log() / 2 - 1 / (4 * df) + 1 / (24 * df**3)
-    constant = torch.where(df > 1e3, series, gap) - (df * math.pi).log() / 2
+    many = 1e3 if df.dtype == torch.float64 else _MANY_IN_SINGLE
+    constant = torch.where(df > many, series, gap) - (df * math.pi).log() / 2
     return constant - (df + 1) / 2 * torch.log1p(z.square() / df)
 
 

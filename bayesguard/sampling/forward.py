@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from itertools import count
 from typing import Any
 
 import torch
@@ -103,6 +104,11 @@ class Forward:
     def row_leaves(self) -> tuple[bool, ...]:
         """Which of the inputs have the examples along their first axis."""
         return tuple(self._has_rows(leaf) for leaf in pytree.tree_leaves((self.inputs, self.kwargs)))
+
+    def few_rows(self, wanted: int) -> int:
+        """Return a number of rows, that wanted or a little more, which no input without rows has along its first axis."""
+        taken = {tensor.shape[0] for tensor in self.tensors() if tensor.dim() and not self._has_rows(tensor)}
+        return next(number for number in count(wanted) if number not in taken)
 
     def rows(self, index: Tensor | slice) -> "Forward":
         """Return the call on some of the rows."""

@@ -6,7 +6,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from bayesguard.sampling.agreement import difference
+from bayesguard.sampling.agreement import difference, first_line
 from bayesguard.sampling.forward import Forward
 
 _ROWS = 4
@@ -26,9 +26,12 @@ def mixing_of(run: Callable[[Forward], Tensor], forward: Forward) -> str:
         run: Returns the outputs of a call, by the same masks each time.
         forward: The call. A copy of its network is run, which may keep what it sees.
     """
-    copies = forward.rows(torch.zeros(_ROWS, dtype=torch.long, device=forward.device))
     try:
         network = deepcopy(forward.network, {id(parameter): parameter for parameter in forward.network.parameters()})
+    except Exception as error:  # Modules fail in many ways to be copied.
+        return f"whether the outputs of an example are its own cannot be tried: the network cannot be copied ({first_line(error)})"
+    copies = forward.rows(torch.zeros(forward.few_rows(_ROWS), dtype=torch.long, device=forward.device))
+    try:
         copies = Forward(network, copies.inputs, copies.kwargs, copies.select, copies=True)
         mixes = any(_mixes(run, rows) for rows in (copies, copies.floats(_small)))
     except Exception:  # Networks that look at their numbers refuse some of these, in ways of their own.

@@ -102,7 +102,8 @@ def find_candidates(settings: Settings, forward: Forward, seed: int, asked: str)
         return Candidates(structure, ("loop",), reason=reason)
     if asked == "loop":
         return Candidates(structure, ("loop",), reason="asked for")
-    few = forward.rows(slice(0, _FEW_ROWS)) if forward.num_rows > _FEW_ROWS else forward
+    size = forward.few_rows(_FEW_ROWS)
+    few = forward.rows(slice(0, size)) if forward.num_rows > size else forward
     trial = Draws(settings, few, structure, seed, 0)
     try:
         want = torch.cat(list(trial.loop(range(2))))
@@ -172,8 +173,9 @@ def _is_drawn_in_parts(draws: Draws, candidates: Candidates) -> bool:
         return False
     if plain_difference(draws.forward, [part.forward for part in draws.row_parts()]):
         return False
-    few = Draws(draws.settings, draws.forward.rows(slice(0, _FEW_ROWS)), draws.structure, draws.seed, 0)
-    few.row_parts(_FEW_ROWS // 2)
+    size = draws.forward.few_rows(_FEW_ROWS)
+    few = Draws(draws.settings, draws.forward.rows(slice(0, size)), draws.structure, draws.seed, 0)
+    few.row_parts(-(-size // 2))
     return not disagreement_of(few, "replay_parts", torch.cat(list(few.loop(range(2)))))
 
 

@@ -17,6 +17,7 @@ from bayesguard.posteriors import ensemble_prediction
 from bayesguard.posteriors.ensemble_training import _train_jointly
 from bayesguard.sampling import derive_seed
 from bayesguard.sampling.choice import Choice
+from tests.chosen_ways import choose_way
 from tests.networks import mlp
 
 
@@ -434,3 +435,32 @@ def test_members_of_a_batched_product_are_saved_as_they_are(monkeypatch: pytest.
         assert all(torch.equal(loaded[key], value) for key, value in module.state_dict().items())
     written = (tmp_path / "one").stat().st_size
     assert written < 2 * sum(value.nbytes for value in ensemble.members[1].state_dict().values()) + 2000
+
+
+class Changing(nn.Module):
+    """Gives its outputs in the form that it is told to."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body, self.form = nn.Linear(4, 3), "plain"
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.body(x)
+        if self.form == "classes":
+            return outputs.argmax(-1, keepdim=True).expand(-1, 3)
+        return torch.cat([outputs, outputs], -1) if self.form == "wide" else outputs
+
+
+def test_members_that_answer_in_another_form_later_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_way(monkeypatch, "loop")
+    x = torch.randn(5, 4)
+    for form, changed in (("classes", 3), ("classes", 1), ("wide", 1)):
+        ensemble = bg.DeepEnsemble([Changing(seed) for seed in range(3)])
+        ensemble(x)
+        some: Any = ensemble.members[:changed]
+        for member in some:
+            member.network.form = form
+        for ask in (ensemble, ensemble.draw_outputs, ensemble.predict):
+            with pytest.raises((BadInput, BadType), match=r"floating-point numbers|outputs of shapes|of one family"):
+                ask(x)

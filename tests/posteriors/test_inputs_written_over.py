@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bayesguard as bg
+from bayesguard.training import fit
 from tests.chosen_ways import choose_way
 
 X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -218,3 +219,43 @@ def test_an_optimizer_that_asks_several_times_a_step() -> None:
 
     optimizer.step(closure)
     assert largest_difference(solved.network, by_hand) < 1e-8
+
+
+def test_functions_of_the_posterior_leave_their_inputs_alone() -> None:
+    makes = (
+        bg.Deterministic,
+        bg.MCDropout,
+        bg.Variational,
+        lambda network: bg.DeepEnsemble([network, made(Doubles, 1)]),
+    )
+    for make in makes:
+        given = X.clone()
+        network = nn.Sequential(made(Doubles), nn.Dropout(0.5)) if make is bg.MCDropout else made(Doubles)
+        function = make(network).draw(0)
+        assert torch.equal(function(given), function(given))
+        assert torch.equal(given, X)
+
+
+def test_the_program_for_pyro_starts_from_what_was_given_each_time() -> None:
+    given = X.clone()
+    variational = bg.Variational(made(Doubles))
+    predictor = bg.PyroPredictor(variational.pyro_model(5), variational.pyro_guide(), num_samples=3)
+    first = predictor(given).probs
+    assert torch.equal(predictor(given).probs, first)
+    predictor.fit([(given, TARGETS)], epochs=2)
+    assert torch.equal(given, X)
+
+
+def test_validation_data_of_the_plain_loop_are_left_alone() -> None:
+    network, held_out = made(Doubles), [(X.clone(), TARGETS)]
+    history = fit(
+        network,
+        lambda batch, num_data: nn.functional.cross_entropy(network(*batch.inputs), TARGETS),
+        [(X, TARGETS)],
+        epochs=2,
+        validation=held_out,
+        optimizer=partial(torch.optim.SGD, lr=1e-12),
+    )
+    assert torch.equal(held_out[0][0], X)
+    first, second = (epoch.validation_nll for epoch in history.epochs)
+    assert second == pytest.approx(first)

@@ -1,6 +1,7 @@
 # mypy: disable-error-code="no-untyped-call"
 """Variational as a Pyro program: the same bound as our own, for any guide and ELBO of Pyro's."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -153,3 +154,23 @@ def test_the_prior_predictive_of_layers_uses_their_own_priors() -> None:
     x = torch.tensor([[1.0, 0.0]])
     pred: Any = bg.Variational(layer, bg.likelihoods.Gaussian(0.1)).prior_predictive(x, num_samples=4000)
     assert abs(pred.variance.item() - 9.01) < 5 * 9 * (2 / 4000) ** 0.5
+
+
+def test_the_observed_site_has_the_density_of_the_likelihood() -> None:
+    x, counts = torch.ones(3, 2), torch.tensor([[1.0], [2.0], [3.0]])
+    net = nn.Linear(2, 1)
+    predictor = bg.Variational(net, bg.likelihoods.Poisson(), seed=1)
+    low = {"network.weight": torch.full((1, 2), -75.0), "network.bias": torch.zeros(1)}
+    data = {name: low[f"network.{name}"].requires_grad_() for name in predictor.weights.names}
+    trace = poutine.trace(poutine.condition(predictor.pyro_model(3), data=data)).get_trace(x, targets=counts)
+    torch.as_tensor(trace.log_prob_sum()).backward()
+    # Rates of exp(-150) are zero in float32; the density falls with their logarithm by one a count.
+    assert trace.nodes["obs"]["log_prob_sum"].item() == pytest.approx(-150 * 6 - math.log(2) - math.log(6), rel=1e-6)
+    assert data["bias"].grad is not None
+    assert data["bias"].grad.isfinite().all()
+
+    heavy = bg.Variational(nn.Sequential(nn.Linear(2, 2)), bg.likelihoods.StudentT(df=1e6))
+    trace = poutine.trace(heavy.pyro_model(3)).get_trace(x, targets=torch.zeros(3))
+    trace.compute_log_prob()
+    outputs: Any = trace.nodes["_RETURN"]["value"]
+    assert torch.equal(trace.nodes["obs"]["log_prob"], heavy.likelihood.log_prob(outputs, torch.zeros(3)))

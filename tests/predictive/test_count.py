@@ -74,3 +74,18 @@ def test_components_that_will_not_do() -> None:
         CountPredictive(Geometric(probs=torch.full((2, 3), 0.5))).cdf(1)
     with pytest.raises(BadInput, match="row 0"):
         CountPredictive(Poisson(-torch.ones(2, 3), validate_args=False))
+
+
+def test_draws_that_are_far_apart_are_refused_and_not_walked_between() -> None:
+    pred = CountPredictive(Poisson(torch.tensor([[1.0], [1e9]])))
+    for ask in (pred.entropy, lambda: pred.crps(torch.tensor([3.0]))):
+        with pytest.raises(BadInput, match="an answer spreads over 10002"):
+            ask()
+    assert pred.icdf(0.25).tolist() == [1.0]
+
+
+def test_rows_that_are_far_apart_are_each_walked_from_their_own_first_count() -> None:
+    rates = torch.tensor([[1.0, 1e8]])
+    entropy = CountPredictive(Poisson(rates)).entropy()
+    # Of many counts, it is that of a Gaussian of the same variance.
+    assert entropy.tolist() == pytest.approx([1.3048, math.log(2 * math.pi * math.e * 1e8) / 2], abs=1e-3)

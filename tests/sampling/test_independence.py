@@ -1,5 +1,6 @@
 """Draws share a batch, or are made in parts of it, only where an example's outputs are its own for any numbers beside it."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -101,3 +102,36 @@ def test_the_automatic_choice_leaves_them(monkeypatch: pytest.MonkeyPatch) -> No
             assert torch.allclose(got, want, atol=1e-5)
         assert auto.last_plan is not None
         assert auto.last_plan.strategy.startswith("fold") != mixes
+
+
+class Added(nn.Module):
+    """Adds one tensor for all examples, as long as there are rows in a trial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.drop, self.after = nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        outputs: Tensor = self.after(self.drop(self.before(x + positions))).mean(1)
+        return outputs
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_an_input_for_all_examples_is_not_taken_for_theirs(length: int) -> None:
+    inputs = (torch.randn(16, length, 8), torch.randn(length, 8))
+    assert mixing_of(Forward.__call__, Forward(Added().eval(), inputs, {})) == ""
+    bg.MCDropout(Added(), strategy="fold")(*inputs)
+
+
+def test_a_network_that_cannot_be_copied_is_not_taken_for_separate() -> None:
+    network = Gated(MIXING["a sum above a bound"]).eval()
+    network.register_module("lock", Locked().eval())
+    predictor = bg.MCDropout(network, copy=False, strategy="fold")
+    with pytest.raises(BadInput, match="cannot be copied"):
+        predictor(100 + torch.randn(6, 4))
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
