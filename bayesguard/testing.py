@@ -123,10 +123,9 @@ def check_nothing_changes(case: Case) -> None:
     """A prediction changes no parameter, buffer, mode or gradient."""
 
     def state() -> dict[str, Tensor]:
-        named = case.predictor.state_dict().items()
-        return {name: value for name, value in named if isinstance(value, Tensor)}
+        return {**dict(case.predictor.named_parameters()), **dict(case.predictor.named_buffers())}
 
-    before = {name: value.clone() for name, value in state().items()}
+    before = {name: value.detach().clone() for name, value in state().items()}
     modes = [module.training for module in case.predictor.modules()]
     case.predict()
     for name, value in state().items():
