@@ -35,6 +35,7 @@ from bayesguard.benchmarks.speed.table import Row, tables
 from bayesguard.benchmarks.speed.training import one_after_another, vmapped
 from bayesguard.cli import main
 from bayesguard.errors import BadInput, BayesguardError
+from bayesguard.pyro_scope import pyro_scope
 from bayesguard.sampling import seeded_default_generators
 
 CPU = torch.device("cpu")
@@ -98,7 +99,8 @@ def test_peers_that_sample_all_weights_learn(name: str) -> None:
         pytest.importorskip("posteriors")
     inputs = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(16, 1)
     targets = torch.tensor([0, 1]).repeat(16)
-    with seeded_default_generators(CPU, 0):
+    # What Pyro's global store holds afterwards would be taken for that of the next program.
+    with seeded_default_generators(CPU, 0), pyro_scope():
         # The second network has other sizes under the same names: nothing may be left of the first.
         for hidden in (4, 16):
             network = mlp((2, hidden, 2), 0.0)
