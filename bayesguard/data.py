@@ -180,6 +180,35 @@ def with_copies(batch: Batch) -> Batch:
     return batch._replace(inputs=map_leaves(batch.inputs, copy), kwargs=map_leaves(batch.kwargs, copy))
 
 
+def split_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return inputs as positional and keyword arguments of a network."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
+
+
+def join_inputs(batch: Batch) -> Any:
+    """Return a batch's inputs in the form that `Predictor.loss` takes."""
+    if batch.kwargs and batch.inputs:
+        raise BadInput("a batch has positional and keyword inputs; use one of them")
+    return dict(batch.kwargs) if batch.kwargs else batch.inputs
+
+
+def drawn_apart(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+    """Yield batches whose loader and data draw from torch's default generator, and leave it as it was in between."""
+    state, stream = torch.get_rng_state(), None
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            # A loader's iterator draws a seed, even where it shuffles nothing.
+            stream = stream or start()
+            batch = next(stream, None)
+            state = torch.get_rng_state()
+        if batch is None:
+            return
+        yield batch
+
+
 def bootstrap(data: Data, seed: int) -> Data:
     """Return as many rows as `data` has, drawn with replacement (Efron, 1979), in the form that `data` has.
 

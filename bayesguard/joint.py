@@ -10,10 +10,10 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.overrides import TorchFunctionMode
 
 from bayesguard import likelihoods
-from bayesguard.data import Batch, Data, map_leaves, to_device, with_copies
+from bayesguard.data import Batch, Data, join_inputs, map_leaves, to_device, with_copies
 from bayesguard.errors import BadInput
 from bayesguard.history import History
-from bayesguard.predictor import Predictor, join_inputs
+from bayesguard.predictor import Predictor
 from bayesguard.sampling import seeded_default_generators
 from bayesguard.sampling.agreement import first_line, rounding_of
 from bayesguard.sampling.alike import same_values, why_not_alike

@@ -17,16 +17,17 @@ from bayesguard.adaptive import Stopping, check_stopping, draw_until
 from bayesguard.calibration import Calibrator, TemperatureScaling
 from bayesguard.calibration.base import check_order, fit_in_turn, make_buffers_changeable
 from bayesguard.checks import check_count
-from bayesguard.data import Batch, batches, expected_rows, is_one_shot, known_rows
+from bayesguard.data import Batch, batches, drawn_apart, is_one_shot, join_inputs, known_rows, split_inputs
 from bayesguard.errors import BadInput, BadType
 from bayesguard.layers import BayesianLayer
-from bayesguard.likelihoods import Categorical, Likelihood
+from bayesguard.likelihoods import Likelihood
 from bayesguard.looks import with_one_look
 from bayesguard.predictive import Gathering, Predictive
 from bayesguard.predictive.groups import blocks
 from bayesguard.predictive.parts import Part as Part
 from bayesguard.predictive.parts import collect
-from bayesguard.sampling import Forward, Select, free_memory, own_network
+from bayesguard.predictor_checks import check_evaluating, check_likelihood, check_memory, check_one_meaning
+from bayesguard.sampling import Forward, Select, own_network
 from bayesguard.sampling.same_numbers import copies, same_numbers
 from bayesguard.shifting import chosen_shifts, shifting
 from bayesguard.transfer import on_device
@@ -257,7 +258,7 @@ class Predictor(nn.Module, ABC):
             BadInput: No data, a list of two arrays that may be two batches or inputs with targets, or draws to keep that
                 would not fit into memory (the message has the size).
         """
-        _refuse_two_meanings(data)
+        check_one_meaning(data)
         draws = self._draws(num_samples, seed, tolerance, max_samples, keep_draws)
         return self._stream(data, batch_size, draws, progress)[0]
 
@@ -567,7 +568,7 @@ class Predictor(nn.Module, ABC):
             numpy_dtype=None if reference is None else reference.dtype,
         )
         draws_nothing = isinstance(data, (tuple, list, Tensor, np.ndarray))
-        return on_device(start() if draws_nothing else _drawn_apart(start), self._device)
+        return on_device(start() if draws_nothing else drawn_apart(start), self._device)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -598,33 +599,6 @@ class Predictor(nn.Module, ABC):
         return f"num_samples={self.num_samples}, seed={self.seed}"
 
 
-def _refuse_two_meanings(data: Any) -> None:
-    """Raise BadInput for a list of two alike arrays: two batches, of which a pair's reader would drop the second."""
-    if not isinstance(data, list) or len(data) != 2 or not all(isinstance(part, (Tensor, np.ndarray)) for part in data):
-        return
-    first, second = data
-    if first.shape == second.shape and first.dtype == second.dtype:
-        raise BadInput(
-            f"data is a list of two arrays of shape {tuple(first.shape)}, which may be two batches of inputs or inputs with "
-            "their targets; pass one array of all inputs, or a tuple (inputs, targets)"
-        )
-
-
-def _drawn_apart(start: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
-    """Yield batches whose loader and data draw from torch's default generator, and leave it as it was in between."""
-    state, stream = torch.get_rng_state(), None
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            # A loader's iterator draws a seed, even where it shuffles nothing.
-            stream = stream or start()
-            batch = next(stream, None)
-            state = torch.get_rng_state()
-        if batch is None:
-            return
-        yield batch
-
-
 def without_gradients() -> AbstractContextManager[Any]:
     """Switch gradients off for a block, and inference mode, whose tensors nobody could change later."""
     if not torch.is_inference_mode_enabled():
@@ -636,21 +610,6 @@ def without_gradients() -> AbstractContextManager[Any]:
 
 
 _AS_IT_IS = nullcontext()
-
-
-def check_evaluating(network: nn.Module) -> None:
-    """Refuse a network of which any part is in training mode."""
-    pending, seen = [network], set()
-    while pending:  # named_modules() takes several times as long, on every prediction
-        module = pending.pop()
-        if module.training:
-            name = next(name for name, part in network.named_modules() if part is module)
-            raise BadInput(
-                f"the network ({name or 'its root'}) is in training mode, where predicting would change its batch "
-                "statistics and use dropout twice; call predictor.eval() first"
-            )
-        seen.add(module)
-        pending.extend(part for part in module._modules.values() if part is not None and part not in seen)
 
 
 def _leave_copies(calibrators: Sequence[Calibrator]) -> None:
@@ -675,31 +634,6 @@ def _refuse_bayesian_layers(network: nn.Module, method: str) -> None:
         _refuse_bayesian_layers(child, method)
 
 
-def check_likelihood(likelihood: object) -> Likelihood:
-    """Return the likelihood, Categorical where none is given."""
-    if likelihood is None:
-        return Categorical()
-    if not isinstance(likelihood, Likelihood):
-        given = likelihood.__name__ if isinstance(likelihood, type) else type(likelihood).__name__
-        hint = f": write {given}() with parentheses" if isinstance(likelihood, type) else ""
-        raise BadType(f"likelihood must be an object of bayesguard.likelihoods, got {given}{hint}")
-    return likelihood
-
-
-def split_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return inputs as positional and keyword arguments of a network."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs), {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
-
-
-def join_inputs(batch: Batch) -> Any:
-    """Return a batch's inputs in the form that `Predictor.loss` takes."""
-    if batch.kwargs and batch.inputs:
-        raise BadInput("a batch has positional and keyword inputs; use one of them")
-    return dict(batch.kwargs) if batch.kwargs else batch.inputs
-
-
 def with_progress(items: Iterator[Batch], progress: bool | None, description: str) -> Iterable[Batch]:
     """Show a progress bar where one is wanted."""
     if not progress:
@@ -708,21 +642,6 @@ def with_progress(items: Iterator[Batch], progress: bool | None, description: st
 
     bar: Iterable[Batch] = tqdm(items, desc=description, leave=False)
     return bar
-
-
-def check_memory(first: Predictive, data: Any) -> None:
-    """Refuse to keep draws that would not fit: S x N x K is foreseeable after the first batch."""
-    logits = getattr(first, "draw_logits", None)
-    if logits is None or (rows := expected_rows(data, len(first))) is None:
-        return
-    need = logits.numel() * logits.element_size() / max(1, len(first)) * rows
-    free = free_memory(torch.device("cpu"))
-    if need > free / 2:
-        raise BadInput(
-            f"keep_draws=True would hold {need / 2**30:.1f} GiB of draws, and {free / 2**30:.1f} GiB are free; use "
-            "keep_draws=False (which keeps probabilities, entropies and Monte-Carlo errors), fewer num_samples, or less "
-            "data"
-        )
 
 
 class _Draws(NamedTuple):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from bayesguard.data import split_inputs
 from bayesguard.errors import BayesguardError
 from bayesguard.predictive import CategoricalPredictive, Predictive
-from bayesguard.predictor import Predictor, split_inputs
+from bayesguard.predictor import Predictor
 from bayesguard.simulation_based_calibration import simulation_based_calibration as simulation_based_calibration
 
 

@@ -36,7 +36,7 @@ LEVELS = [
         "training_setup",
         "transfer",
     },
-    {"grouping", "sheet", "shifting", "summaries"},
+    {"grouping", "predictor_checks", "sheet", "shifting", "summaries"},
     {"training", "predictor"},
     {"joint"},
     {"posteriors"},

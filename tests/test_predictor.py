@@ -338,7 +338,7 @@ def test_training_mode_is_found_anywhere() -> None:
     own.network.train()
     with pytest.raises(BadInput, match=r"the network \(its root\) is in training mode"):
         own(X)
-    from bayesguard.predictor import check_evaluating
+    from bayesguard.predictor_checks import check_evaluating
 
     looping = Looping()
     for module in (looping, *looping.body):

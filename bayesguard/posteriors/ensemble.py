@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bayesguard.adversarial import adversarial_loss
 from bayesguard.checks import check_count
-from bayesguard.data import Batch, bootstrap, map_leaves
+from bayesguard.data import Batch, bootstrap, join_inputs, map_leaves, split_inputs
 from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, Likelihood, Poisson, StudentT
 from bayesguard.looks import with_one_look
@@ -24,15 +24,8 @@ from bayesguard.posteriors.deterministic import Deterministic
 from bayesguard.posteriors.ensemble_prediction import MemberOutputs, check_same_shape
 from bayesguard.predictive import Predictive
 from bayesguard.predictive.parts import collect
-from bayesguard.predictor import (
-    Options,
-    Part,
-    Predictor,
-    check_likelihood,
-    join_inputs,
-    split_inputs,
-    without_gradients,
-)
+from bayesguard.predictor import Options, Part, Predictor, without_gradients
+from bayesguard.predictor_checks import check_likelihood
 from bayesguard.sampling import derive_seed, seeded_default_generators
 from bayesguard.sampling.choice import cost_line, memory_line
 

@@ -31,10 +31,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bayesguard.data import Batch, batches, is_one_shot, to_device
+from bayesguard.data import Batch, batches, is_one_shot, join_inputs, to_device
 from bayesguard.history import History
 from bayesguard.joint import Trial, fit_jointly, try_jointly
-from bayesguard.predictor import join_inputs
 from bayesguard.sampling import derive_seed, seeded_default_generators
 from bayesguard.training import fit
 from bayesguard.training_setup import check_trainable, device_of, generators_of

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bayesguard.checks import check_count
-from bayesguard.data import batches, to_device
+from bayesguard.data import batches, split_inputs, to_device
 from bayesguard.errors import BadInput, ConvergenceWarning, NotFitted
 from bayesguard.likelihoods import Likelihood
 from bayesguard.posteriors.kept_draws import evenly_spaced
 from bayesguard.posteriors.variational import WeightDraw, check_alike
 from bayesguard.posteriors.weight_outputs import WeightOutputs, head_of
 from bayesguard.posteriors.weight_predictor import WeightPredictor
-from bayesguard.predictor import Options, split_inputs
+from bayesguard.predictor import Options
 from bayesguard.priors import Prior, check_prior
 from bayesguard.pyro_scope import pyro_scope
 from bayesguard.sampling import Forward, derive_seed, seeded_default_generators, stream

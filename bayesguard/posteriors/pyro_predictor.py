@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from bayesguard.checks import check_count
-from bayesguard.data import batches, to_device
+from bayesguard.data import batches, join_inputs, split_inputs, to_device
 from bayesguard.errors import BadInput, BadType, NotFitted
 from bayesguard.likelihoods import Likelihood
 from bayesguard.posteriors.kept_draws import evenly_spaced
 from bayesguard.posteriors.observed_site import ObservedSite
 from bayesguard.posteriors.pyro_run import Arguments, PyroProgram, Run, scaled, take_apart
-from bayesguard.predictor import Options, Predictor, join_inputs, split_inputs
+from bayesguard.predictor import Options, Predictor
 from bayesguard.sampling import Forward, derive_seed, seeded_default_generators
 
 _DRAWS_PER_CHUNK = 8

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bayesguard.checks import check_count
+from bayesguard.data import split_inputs
 from bayesguard.errors import BadInput
 from bayesguard.guides import Guide, MeanFieldNormal, make_guide
 from bayesguard.layers import LayerPosteriors, LayerPriors, at_mean, bayesian_layers
@@ -20,7 +21,7 @@ from bayesguard.posteriors.pyro_program import WeightGuide
 from bayesguard.posteriors.weight_outputs import WeightOutputs
 from bayesguard.posteriors.weight_predictor import WeightPredictor
 from bayesguard.predictive.numerics import keep_freed_memory
-from bayesguard.predictor import Options, split_inputs
+from bayesguard.predictor import Options
 from bayesguard.priors import Prior, check_prior
 from bayesguard.sampling import Forward, stream
 from bayesguard.sampling.estimators import Estimator, Moments, check_estimator, random_weights

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bayesguard as bg
-from bayesguard.predictor import split_inputs
+from bayesguard.data import split_inputs
 from tests.contract.test_contract import CASES
 
 # Dropout before the only layer; and attention as the first layer, which counts as one random call with its projections.

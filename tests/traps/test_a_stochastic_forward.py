@@ -328,7 +328,7 @@ def test_a16_lazy_modules_are_refused() -> None:
 
 
 def test_a17_draws_that_would_not_fit_are_refused_with_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bayesguard.predictor.free_memory", lambda device: 10_000)
+    monkeypatch.setattr("bayesguard.predictor_checks.free_memory", lambda device: 10_000)
     predictor = MCDropout(mlp(nn.Dropout(0.5)), num_samples=50)
     data = (torch.randn(300, 8), torch.zeros(300, dtype=torch.long))
     with pytest.raises(BadInput, match=r"would hold .* GiB of draws.*keep_draws=False"):
