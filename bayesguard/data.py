@@ -173,11 +173,12 @@ def to_device(batch: Batch, device: torch.device | str, *, non_blocking: bool = 
 
 def with_copies(batch: Batch) -> Batch:
     """Return the batch with copies of its input tensors, for a network that writes over them."""
+    return batch._replace(inputs=copied(batch.inputs), kwargs=copied(batch.kwargs))
 
-    def copy(leaf: Any) -> Any:
-        return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
-    return batch._replace(inputs=map_leaves(batch.inputs, copy), kwargs=map_leaves(batch.kwargs, copy))
+def copied(inputs: Any) -> Any:
+    """Return inputs with copies of their tensors."""
+    return map_leaves(inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
 def split_inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

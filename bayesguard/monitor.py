@@ -15,6 +15,7 @@ from bayesguard.checks import check_labels, check_level, check_shape
 from bayesguard.errors import BadInput, BadType
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
 from bayesguard.predictive.numerics import as_given, wide
+from bayesguard.text_tensors import text_as_tensor, text_of_tensor
 
 Claim = Literal["confidence", "pit"]
 
@@ -142,14 +143,12 @@ class CalibrationMonitor(nn.Module):
 
     def get_extra_state(self) -> Any:
         """Return the claim, so that another one's fortune is not taken for this one's."""
-        # As bytes: files of tensors hold nothing else.
-        return torch.tensor(list(self.claim.encode()), dtype=torch.uint8, device="cpu")
+        return text_as_tensor(self.claim)
 
     def set_extra_state(self, state: Any) -> None:
         """Refuse the state of another claim."""
-        claim = (
-            bytes(state.tolist()).decode() if isinstance(state, Tensor) else state.get("claim")
-        )  # as older states have it
+        # Older states are dicts.
+        claim = text_of_tensor(state) if isinstance(state, Tensor) else state.get("claim")
         if claim != self.claim:
             raise BadInput(f"the state is of a monitor of {claim!r}, this one watches {self.claim!r}")
 

@@ -441,7 +441,7 @@ class Predictor(nn.Module, ABC):
         # Copies and pickles hold calibrators of their own; a shallow copy holds somebody else's.
         calibrators: Any = self.calibrators
         for calibrator in calibrators:
-            if (reference := _USERS.get(calibrator)) is None or reference() is None:
+            if _user_of(calibrator) is None:
                 _USERS[calibrator] = weakref.ref(self)
 
     def forget_calibration(self) -> None:
@@ -612,11 +612,15 @@ def without_gradients() -> AbstractContextManager[Any]:
 _AS_IT_IS = nullcontext()
 
 
+def _user_of(calibrator: Calibrator) -> "Predictor | None":
+    reference = _USERS.get(calibrator)
+    return None if reference is None else reference()
+
+
 def _leave_copies(calibrators: Sequence[Calibrator]) -> None:
     """Give those who use calibrators that are to be fitted anew copies of them as they are."""
     for calibrator in calibrators:
-        user = reference() if (reference := _USERS.get(calibrator)) is not None else None
-        if user is not None:
+        if (user := _user_of(calibrator)) is not None:
             own = (deepcopy(held) if held is calibrator else held for held in user.calibrators)
             user.calibrators = nn.ModuleList(own).eval()
 

@@ -16,7 +16,7 @@ PACKAGE = Path(bg.__file__).parent
 LEVELS = [
     {"errors", "looks"},
     {"checks"},
-    {"predictive", "sampling", "shift", "exponential_integral", "weights"},
+    {"predictive", "sampling", "shift", "exponential_integral", "text_tensors", "weights"},
     {"likelihoods", "priors"},
     {"guides"},
     {"layers"},

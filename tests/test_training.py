@@ -276,29 +276,25 @@ def test_an_iterator_serves_one_epoch() -> None:
     assert _equal(ours, theirs)
 
 
-def test_the_objective_gets_the_rows_of_the_whole_data() -> None:
-    module = nn.Linear(3, 1)
-    seen = []
+def _rows_seen(data: Any, **settings: Any) -> list[tuple[int, int]]:
+    """The rows of the whole data and of each batch, as an objective is told."""
+    module, seen = nn.Linear(3, 1), []
 
     def loss(batch: Batch, num_data: int) -> Tensor:
         seen.append((num_data, batch.num_rows))
         return _squares(module)(batch, num_data)
 
-    fit(module, loss, DataLoader(TensorDataset(*DATA), batch_size=8, drop_last=True), epochs=1)
-    assert seen == [(16, 8), (16, 8)]
+    fit(module, loss, data, epochs=1, **settings)
+    return seen
+
+
+def test_the_objective_gets_the_rows_of_the_whole_data() -> None:
+    assert _rows_seen(DataLoader(TensorDataset(*DATA), batch_size=8, drop_last=True)) == [(16, 8), (16, 8)]
 
 
 def test_rows_are_those_of_the_targets_whatever_stands_beside_them() -> None:
-    module = nn.Linear(3, 1)
-    seen = []
-
-    def loss(batch: Batch, num_data: int) -> Tensor:
-        seen.append((num_data, batch.num_rows))
-        return _squares(module)(batch, num_data)
-
     graph = {"edges": torch.zeros(2, 7), "x": INPUTS[:10], "y": TARGETS[:10]}
-    fit(module, loss, [graph, graph], epochs=1, input_key="x", target_key="y")
-    assert seen == [(20, 10), (20, 10)]
+    assert _rows_seen([graph, graph], input_key="x", target_key="y") == [(20, 10), (20, 10)]
 
 
 def test_sparse_gradients_are_not_left_unclipped() -> None:

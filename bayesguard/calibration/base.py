@@ -15,9 +15,11 @@ from bayesguard.checks import check_finite, check_labels, check_shape
 from bayesguard.errors import BadInput, BadType, NotFitted
 from bayesguard.looks import holds
 from bayesguard.predictive import BernoulliPredictive, CategoricalPredictive, Predictive
+from bayesguard.predictive.base import normalised_weights
 from bayesguard.predictive.bernoulli import check_answers
 from bayesguard.predictive.numerics import as_given, wide
 from bayesguard.sampling import stream
+from bayesguard.text_tensors import text_as_tensor, text_of_tensor
 
 
 class Calibrator(nn.Module, ABC):
@@ -149,12 +151,11 @@ class Calibrator(nn.Module, ABC):
 
     def get_extra_state(self) -> Any:
         """Return how this was made, as bytes: kinds whose buffers look alike must not be taken for one another."""
-        # A tensor, since files of tensors hold nothing else.
-        return torch.tensor(list(self._made_as().encode()), dtype=torch.uint8, device="cpu")
+        return text_as_tensor(self._made_as())
 
     def set_extra_state(self, state: Any) -> None:
         """Refuse the state of a calibrator of another kind or of other settings."""
-        saved = bytes(state.tolist()).decode()
+        saved = text_of_tensor(state)
         if saved != self._made_as():
             raise BadInput(
                 f"the state is of {saved}, and this is {self._made_as()}; make the calibrator as it was made"
@@ -223,6 +224,14 @@ def class_log_probs(pred: Predictive, asked: Calibrator) -> Tensor:
     if isinstance(pred, BernoulliPredictive):
         return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
     return logits.log_softmax(-1)
+
+
+def from_class_log_probs(pred: Predictive, log_probs: Tensor) -> Predictive:
+    """Return a predictive like `pred` with other `class_log_probs`, normalised where they are of several classes."""
+    if isinstance(pred, BernoulliPredictive):
+        log_probs = log_probs[:, 1] - log_probs[:, 0]
+    draws = log_probs.to(pred.device, pred.dtype).unsqueeze(0)
+    return pred._rebuild([draws], normalised_weights(None, 1, draws), pred.exact)
 
 
 def check_order(calibrators: Sequence[Calibrator]) -> None:

@@ -16,12 +16,11 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator, class_columns, class_labels, class_log_probs
+from bayesguard.calibration.base import Calibrator, class_columns, class_labels, class_log_probs, from_class_log_probs
 from bayesguard.calibration.class_shares import confused_shares, mean_test, most_likely_shares
 from bayesguard.checks import check_finite, check_shape
 from bayesguard.errors import BadInput, CalibrationWarning, NotFitted
 from bayesguard.predictive import CategoricalPredictive, Predictive
-from bayesguard.predictive.base import normalised_weights
 from bayesguard.predictive.numerics import as_given, wide
 
 
@@ -179,11 +178,9 @@ class PriorCorrection(Calibrator):
         # In logarithms, since a probability next to 1 has no digits left; an answer that new shares rule out stays finite.
         change = (self.new / self.old).clamp_min(torch.finfo(torch.float64).tiny).log()
         log_probs = class_log_probs(pred, self).to(self.old) + change
-        draws = (
-            log_probs.log_softmax(-1) if isinstance(pred, CategoricalPredictive) else log_probs[:, 1] - log_probs[:, 0]
-        )
-        draws = draws.to(pred.device, pred.dtype).unsqueeze(0)
-        return pred._rebuild([draws], normalised_weights(None, 1, draws), pred.exact)
+        if isinstance(pred, CategoricalPredictive):
+            log_probs = log_probs.log_softmax(-1)
+        return from_class_log_probs(pred, log_probs)
 
     def _check_fitted(self) -> None:
         if not self.fitted:

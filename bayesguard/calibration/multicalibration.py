@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bayesguard.calibration.base import Calibrator, class_labels, class_log_probs
+from bayesguard.calibration.base import Calibrator, class_labels, class_log_probs, from_class_log_probs
 from bayesguard.calibration.fitted import check_possible
 from bayesguard.checks import check_count, check_level, check_shape
 from bayesguard.errors import BadInput, BadType, CalibrationWarning, NotFitted
-from bayesguard.predictive import BernoulliPredictive, Predictive
-from bayesguard.predictive.base import normalised_weights
+from bayesguard.predictive import Predictive
 from bayesguard.predictive.numerics import as_given
 from bayesguard.sampling import stream
 
@@ -137,7 +136,7 @@ class Multicalibration(Calibrator):
         for (group, label, bin_), step in zip(self.patches.tolist(), self.steps.tolist(), strict=True):
             rows = self._rows(log_probs, members, group, label, bin_)
             log_probs[rows] = moved(log_probs[rows], label, step)
-        return self._answer(pred, log_probs)
+        return from_class_log_probs(pred, log_probs)
 
     def __call__(self, pred: Predictive, **more: Any) -> Predictive:
         """Return the calibrated predictive; see `forward`."""
@@ -146,12 +145,6 @@ class Multicalibration(Calibrator):
 
     def _calibrate(self, pred: Predictive) -> Predictive:
         return self.forward(pred)
-
-    def _answer(self, pred: Predictive, log_probs: Tensor) -> Predictive:
-        if isinstance(pred, BernoulliPredictive):
-            log_probs = log_probs[:, 1] - log_probs[:, 0]
-        draws = log_probs.to(pred.dtype).unsqueeze(0)
-        return pred._rebuild([draws], normalised_weights(None, 1, draws), pred.exact)
 
     def _fit(self, pred: Predictive, targets: Tensor) -> None:
         log_probs = class_log_probs(pred, self)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bayesguard.adversarial import adversarial_loss
 from bayesguard.checks import check_count
-from bayesguard.data import Batch, bootstrap, join_inputs, map_leaves, split_inputs
+from bayesguard.data import Batch, bootstrap, copied, join_inputs, split_inputs
 from bayesguard.errors import BadFile, BadInput, BadType
 from bayesguard.likelihoods import Bernoulli, Categorical, HeteroscedasticGaussian, Likelihood, Poisson, StudentT
 from bayesguard.looks import with_one_look
@@ -131,7 +131,7 @@ class DeepEnsemble(Predictor):
     def loss(self, inputs: Any, targets: Tensor, *, num_data: int) -> Tensor:
         """Return the sum of the members' objectives on one batch: each member gets its own gradient."""
         # A network may write over its inputs.
-        losses = [self.member_loss(member, _copied(inputs), targets, num_data) for member in self.members]
+        losses = [self.member_loss(member, copied(inputs), targets, num_data) for member in self.members]
         return torch.stack(losses).sum()
 
     def output_chunks(
@@ -270,10 +270,6 @@ class DeepEnsemble(Predictor):
     def _member_samples(self, member: Predictor, num_samples: int) -> int:
         # The ensemble's own number counts its members; a random member then uses its own number of draws.
         return member.num_samples if num_samples == self.num_samples else max(1, num_samples // len(self.members))
-
-
-def _copied(inputs: Any) -> Any:
-    return map_leaves(inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
 def _make_networks(members: Members, num_members: int | None, seed: int) -> list[nn.Module]:

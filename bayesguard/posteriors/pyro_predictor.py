@@ -20,6 +20,7 @@ from bayesguard.posteriors.observed_site import ObservedSite
 from bayesguard.posteriors.pyro_run import Arguments, PyroProgram, Run, scaled, take_apart
 from bayesguard.predictor import Options, Predictor
 from bayesguard.sampling import Forward, derive_seed, seeded_default_generators
+from bayesguard.text_tensors import text_as_tensor, text_of_tensor
 
 _DRAWS_PER_CHUNK = 8
 # States of a chain depend on their neighbours.
@@ -259,7 +260,7 @@ class PyroPredictor(Predictor):
         """Return the shapes of the inputs, as bytes: files of tensors hold nothing else."""
         shapes = pytree.tree_map(_shape_of, self._example)
         # Keys of mappings are texts, and so JSON gives back what it was given.
-        return torch.tensor(list(json.dumps(shapes).encode()), dtype=torch.uint8, device="cpu")
+        return text_as_tensor(json.dumps(shapes))
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing: the shapes have been used before anything was loaded."""
@@ -268,7 +269,7 @@ class PyroPredictor(Predictor):
 def _prime_before_loading(predictor: PyroPredictor, state: dict[str, Any], prefix: str, *more: Any) -> None:
     example = state.get(f"{prefix}_extra_state")
     if isinstance(example, Tensor):  # older states hold the inputs themselves
-        example = _of_shapes(json.loads(bytes(example.tolist())), predictor._device)
+        example = _of_shapes(json.loads(text_of_tensor(example)), predictor._device)
     if example is None or predictor._example is not None:
         return
     inputs = example[0] if example[0] else example[1]
